@@ -1,0 +1,69 @@
+# `make pretrain` and `make test` set up .venv on their own; everything else is listed by `make help`.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+# The first that runs, is new enough and can make environments. 3.11 leads because constraints.txt was resolved on it.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3; do \
+	$$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 \
+	&& echo $$candidate && break; done)
+
+# One thread a process: ranks share the cores, and a single thread keeps fp32 results reproducible.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup pretrain test test-full lint format checks bench clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make pretrain   set up, then train the quickstart model on four processes (ARGS='training.steps=50')"
+	@echo "make test       set up, then run the tests (ARGS='-k topology')"
+	@echo "make test-full  every topology and option as well"
+	@echo "make lint       ruff and mypy"
+	@echo "make checks     lint and test"
+	@echo "make bench      the speed benchmarks"
+	@echo "make setup      only the environment in $(VENV); PYTHON=... chooses the interpreter"
+	@echo "make clean      remove caches; make distclean removes $(VENV) too"
+
+setup: $(STAMP)
+
+# pip reads its own settings (PIP_FIND_LINKS, PIP_INDEX_URL, proxies) from the environment: nothing is set here.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { test -n "$(PYTHON)" || { \
+		echo "no Python >= 3.10 with venv was found; name one: make setup PYTHON=/path/to/python" >&2; exit 1; }; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,dev]"
+	$(BIN)/python -m megaqk.runtime.extensions
+	@touch $@
+
+pretrain: $(STAMP)
+	$(BIN)/torchrun --standalone --nproc-per-node 4 -m megaqk pretrain configs/quickstart.yaml $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not full and not gpu and not cluster" $(ARGS)
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not cluster" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+checks: lint test
+
+bench: $(STAMP)
+	$(BIN)/python tools/bench/train.py $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find megaqk tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

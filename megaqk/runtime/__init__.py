@@ -1,0 +1,1 @@
+"""What a process needs from the machine before it can train."""
