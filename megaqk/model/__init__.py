@@ -1,0 +1,1 @@
+"""The decoder: blocks built from parallel layers, and what is known of their parameters."""

@@ -1,0 +1,51 @@
+"""What a layer is built from besides its place in the model."""
+
+from dataclasses import dataclass, field
+
+from megaqk.config.model import ModelConfig
+from megaqk.config.root import Config
+from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.rng import DropoutRng
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelContext:
+    """Everything the layers of one process share.
+
+    Attributes:
+        model: Architecture.
+        rows: Rows of the embedding table, padding included.
+        tokens: Real tokens of the vocabulary.
+        max_positions: Longest sequence.
+        recompute: Activation recomputation: none, selective or full.
+        tp: The tensor-parallel group.
+        rng: Source of dropout masks.
+    """
+
+    model: ModelConfig
+    rows: int
+    tokens: int
+    max_positions: int
+    recompute: str = "none"
+    tp: TensorParallel = field(default_factory=TensorParallel)
+    rng: DropoutRng = field(default_factory=DropoutRng)
+
+
+def model_context(
+    config: Config,
+    *,
+    tokens: int,
+    rows: int,
+    tp: TensorParallel | None = None,
+    rng: DropoutRng | None = None,
+) -> ModelContext:
+    """The context of a configured model with a vocabulary of `tokens` in a table of `rows`."""
+    return ModelContext(
+        model=config.model,
+        rows=rows,
+        tokens=tokens,
+        max_positions=config.training.sequence_length,
+        recompute=config.training.recompute,
+        tp=tp or TensorParallel(),
+        rng=rng or DropoutRng(seed=config.training.seed),
+    )

@@ -1,0 +1,86 @@
+"""Collectives of the tensor-parallel group, plain and differentiable.
+
+Shape suffixes: B batch, S sequence, H features. Sequence-parallel tensors are (B, S / size, H).
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megaqk.parallel.groups import TensorParallel
+
+# torch 2.13 renamed the single-tensor forms; older releases know only the second names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class PendingSequence:
+    """A collective along the sequence in flight; `wait` gives the tensor in its usual layout."""
+
+    def __init__(self, buffer: Tensor, work: dist.Work, *, gathered: bool) -> None:
+        self._buffer = buffer
+        self._work = work
+        self._gathered = gathered
+
+    def wait(self) -> Tensor:
+        """Block until done: (B, S, H) after a gather, (B, S / size, H) after a reduce-scatter."""
+        self._work.wait()
+        if not self._gathered:
+            return self._buffer
+        parts = self._buffer.transpose(0, 1)  # (B, size, S / size, H); copy-free where B is 1
+        return parts.reshape(parts.shape[0], -1, parts.shape[-1])
+
+
+def start_gather_sequence(x: Tensor, tp: TensorParallel) -> PendingSequence:
+    """Start gathering (B, S / size, H) to (B, S, H)."""
+    buffer = x.new_empty((tp.size, *x.shape))
+    work = _all_gather(buffer, x.contiguous(), group=tp.group, async_op=True)
+    return PendingSequence(buffer, work, gathered=True)
+
+
+def start_reduce_scatter_sequence(x: Tensor, tp: TensorParallel) -> PendingSequence:
+    """Start summing (B, S, H) over the group and keeping this rank's (B, S / size, H)."""
+    batch, sequence, features = x.shape
+    parts = x.view(batch, tp.size, sequence // tp.size, features).transpose(0, 1).contiguous()
+    buffer = x.new_empty(parts.shape[1:])
+    work = _reduce_scatter(buffer, parts, group=tp.group, async_op=True)
+    return PendingSequence(buffer, work, gathered=False)
+
+
+class _ReduceFromParallel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        dist.all_reduce(x, group=tp.group)
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _ReduceScatterSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return start_reduce_scatter_sequence(x, tp).wait()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return start_gather_sequence(grad, ctx.tp).wait(), None
+
+
+def reduce_output(x: Tensor, tp: TensorParallel) -> Tensor:
+    """Sum the group's partial outputs (B, S, H), overwriting x.
+
+    Returns:
+        (B, S, H) on every rank, or this rank's (B, S / size, H) under sequence parallelism.
+    """
+    if tp.size == 1:
+        return x
+    function = _ReduceScatterSequence if tp.sequence else _ReduceFromParallel
+    return function.apply(x, tp)  # type: ignore[no-any-return]

@@ -1,0 +1,131 @@
+"""Column- and row-parallel linear layers (Shoeybi et al., arXiv 1909.08053).
+
+A column-parallel layer may hold several weights that read one input (query, key and value; gate and up). Each is a
+parameter of its own, and all share one gather of the input and one reduction of its gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from megaqk.parallel.collectives import reduce_output, start_gather_sequence, start_reduce_scatter_sequence
+from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.sharding import new_parameter
+
+
+class _ColumnParallel(torch.autograd.Function):
+    """y_i = x W_i^T + b_i for every i, where x is whole (or sequence-sharded) and W_i, b_i are column shards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        weights, biases = parameters[0::2], parameters[1::2]
+        ctx.tp = tp
+        ctx.save_for_backward(x, *weights)
+        full = start_gather_sequence(x, tp).wait() if tp.sequence else x
+        return tuple(F.linear(full, w, b) for w, b in zip(weights, biases, strict=True) if w is not None)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        tp: TensorParallel = ctx.tp
+        x, *weights = ctx.saved_tensors
+        # The gathered input is not kept over the forward pass; fetch it again while the input gradient is computed.
+        gather = start_gather_sequence(x, tp) if tp.sequence else None
+        flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        grad_input = flat[0] @ weights[0]
+        for grad, weight in zip(flat[1:], weights[1:], strict=True):
+            grad_input.addmm_(grad, weight)
+        grad_input = grad_input.view(*grads[0].shape[:-1], -1)
+        # The reduction of the input gradient runs while the weight gradients are computed.
+        if gather is not None:
+            scatter, work = start_reduce_scatter_sequence(grad_input, tp), None
+            full = gather.wait()
+        else:
+            scatter, work = None, dist.all_reduce(grad_input, group=tp.group, async_op=True)
+            full = x
+        full = full.reshape(-1, full.shape[-1])
+        results: list[Tensor | None] = []
+        for i, grad in enumerate(flat):
+            needs_weight, needs_bias = ctx.needs_input_grad[2 + 2 * i], ctx.needs_input_grad[3 + 2 * i]
+            results.append(grad.t() @ full if needs_weight else None)
+            results.append(grad.sum(0) if needs_bias else None)
+        if scatter is not None:
+            grad_input = scatter.wait()
+        elif work is not None:
+            work.wait()
+        return grad_input, None, *results
+
+
+def column_parallel_linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], tp: TensorParallel
+) -> tuple[Tensor, ...]:
+    """Multiply one input by several column-sharded weights.
+
+    Args:
+        x: (B, S, H), or (B, S / size, H) under sequence parallelism.
+        weights: Shards (out_i / size, H).
+        biases: Shards (out_i / size) or None.
+        tp: The tensor-parallel group.
+
+    Returns:
+        (B, S, out_i / size) for each weight.
+    """
+    if tp.size == 1:
+        return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+    pairs = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    return _ColumnParallel.apply(x, tp, *pairs)  # type: ignore[no-any-return]
+
+
+class ColumnParallelLinear(nn.Module):
+    """Linear layers that read one input and are split by output feature.
+
+    Args:
+        in_features: Input width.
+        out_features: Full output width by name; parameters are called `<name>_weight` and `<name>_bias`.
+        bias: Whether the layers have biases.
+        tp: The tensor-parallel group.
+    """
+
+    def __init__(self, in_features: int, out_features: Mapping[str, int], *, bias: bool, tp: TensorParallel) -> None:
+        super().__init__()
+        self.names = tuple(out_features)
+        self.tp = tp
+        for name, width in out_features.items():
+            self.register_parameter(f"{name}_weight", new_parameter((width, in_features), tp, dim=0))
+            self.register_parameter(f"{name}_bias", new_parameter((width,), tp, dim=0) if bias else None)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map (B, S, H) to one (B, S, out / size) for each name, in order."""
+        weights = [getattr(self, f"{name}_weight") for name in self.names]
+        biases = [getattr(self, f"{name}_bias") for name in self.names]
+        return column_parallel_linear(x, weights, biases, self.tp)
+
+
+class RowParallelLinear(nn.Module):
+    """A linear layer split by input feature, whose partial outputs are summed over the group.
+
+    Args:
+        in_features: Full input width; each rank gets its share.
+        out_features: Output width.
+        bias: Whether to add a bias, once, after the sum.
+        tp: The tensor-parallel group.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, tp: TensorParallel) -> None:
+        super().__init__()
+        self.tp = tp
+        self.weight = new_parameter((out_features, in_features), tp, dim=1)
+        # Under sequence parallelism each rank adds the bias to its own tokens only.
+        self.bias = new_parameter((out_features,), tp, partial_gradient=tp.sequence) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, S, in / size) to (B, S, out), or (B, S / size, out) under sequence parallelism."""
+        if self.tp.size == 1:
+            return F.linear(x, self.weight, self.bias)
+        y = reduce_output(F.linear(x, self.weight), self.tp)
+        return y if self.bias is None else y + self.bias
