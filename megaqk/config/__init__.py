@@ -1,0 +1,1 @@
+"""The typed configuration, its loading and checks, and what DeepSpeed is told."""

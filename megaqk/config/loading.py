@@ -1,0 +1,131 @@
+"""From a YAML file and dotted overrides to a `Config`, and back to YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from megaqk.config.problems import describe
+from megaqk.config.qk_timing import SELECTOR_FORMS, TimingRule
+from megaqk.config.root import Config
+from megaqk.config.yaml_text import format_yaml, parse_yaml, show
+from megaqk.errors import UserError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: A YAML file with the sections of `Config`.
+        overrides: `section.key=value` each, applied in order; the value is YAML and replaces what was there. A number
+            in the path is an index into a list, as in `qk_timing.rules.0.hold=0.2`.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        UserError: One line that names the first refused key, its value and what is allowed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read as a configuration: {reason}") from None
+    try:
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: {show(raw)}: must be a mapping of sections such as model and training")
+    for override in overrides:
+        _apply(raw, override)
+    return build_config(raw)
+
+
+def build_config(raw: dict[str, Any]) -> Config:
+    """Check plain values against the schema.
+
+    Args:
+        raw: Sections as plain mappings, lists and scalars; a section that is None counts as empty.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        UserError: One line, as from `load_config`.
+    """
+    # A section whose keys are all commented out arrives as None.
+    raw = {key: {} if value is None and key in Config.model_fields else value for key, value in raw.items()}
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = describe(error)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    raise UserError(problems[0] + more)
+
+
+def dump_config(config: Config) -> str:
+    """Write out a configuration with every default resolved.
+
+    Args:
+        config: What to write.
+
+    Returns:
+        YAML that `load_config` reads back to an equal configuration.
+    """
+    raw = config.model_dump(mode="json")
+    timing = raw["qk_timing"]
+    if timing["rules"]:
+        # The schema refuses the keys of the single rule beside a list of rules.
+        for name in TimingRule.model_fields:
+            del timing[name]
+        rules = timing["rules"]
+    else:
+        rules = [timing]
+    for rule in rules:
+        rule["layers"] = {form: value for form, value in rule["layers"].items() if value is not None}
+    return format_yaml(raw)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Write one `a.b.c=value` into the plain values, in place."""
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise UserError(f"{override}: must be section.key=value, for example training.steps=100")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path} = {text}: the value is no YAML: {error}") from None
+    node: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        node = _enter(node, key, ".".join(keys[: depth + 1]))
+    last = keys[-1]
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+        return
+    if len(keys) > 1 and keys[-2] == "layers" and last in SELECTOR_FORMS:
+        # Another way of naming layers replaces the one in the file instead of clashing with it.
+        for form in SELECTOR_FORMS:
+            node.pop(form, None)
+    node[last] = value
+
+
+def _enter(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        child = node[_index(node, key, path)]
+    else:
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise UserError(f"{path} = {show(child)}: has no keys to override")
+    return child
+
+
+def _index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdecimal() or int(key) >= len(node):
+        raise UserError(f"{path}: {key} must be an index below {len(node)}, the length of the list")
+    return int(key)

@@ -1,0 +1,88 @@
+"""The run itself: where it writes, how it is split over processes, how long and how often."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megaqk.config.base import Section, refusal
+
+
+class RunConfig(Section):
+    """Where a run lives."""
+
+    dir: str = Field("runs/default", min_length=1, description="Everything the run writes goes below this folder.")
+
+
+class ParallelConfig(Section):
+    """Sizes of the parallel axes; the data-parallel size is what the world size leaves."""
+
+    tensor: int = Field(1, ge=1, description="Ranks that share each matrix.")
+    pipeline: int = Field(1, ge=1, description="Stages that share the blocks.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="What data-parallel ranks share: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."
+    )
+    sequence: bool = Field(False, description="Megatron sequence parallelism in the tensor-parallel group.")
+    layers_per_stage: tuple[int, ...] | None = Field(
+        None,
+        strict=False,
+        description="Blocks on each pipeline stage; null means as even as possible. 0 on the first or last stage "
+        "leaves the embedding or the head alone there.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ParallelConfig":
+        if self.pipeline > 1 and self.zero_stage > 1:
+            raise refusal(
+                "zero_stage", self.zero_stage, f"must be 0 or 1 with parallel.pipeline = {self.pipeline} (above 1)"
+            )
+        if self.sequence and self.tensor == 1:
+            raise refusal("sequence", True, "must be false with parallel.tensor = 1")
+        stages = self.layers_per_stage
+        if stages is None:
+            return self
+        if len(stages) != self.pipeline:
+            raise refusal("layers_per_stage", stages, f"must have parallel.pipeline = {self.pipeline} entries")
+        if min(stages) < 0 or 0 in stages[1:-1]:
+            raise refusal("layers_per_stage", stages, "must be positive (0 on the first or last stage only)")
+        return self
+
+
+class TrainingConfig(Section):
+    """Length, batch and numerics of the run."""
+
+    steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
+    global_batch_size: int = Field(32, ge=1, description="Samples per optimizer step over all processes.")
+    micro_batch_size: int = Field(4, ge=1, description="Samples per forward pass of one data-parallel rank.")
+    sequence_length: int = Field(1024, ge=2, description="Tokens of a sample.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Of weights and activations; bf16 accumulates gradients in fp32, fp16 needs CUDA."
+    )
+    seed: int = Field(1234, ge=0, description="Decides the initial weights, the sample order and dropout.")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="Activation recomputation: selective repeats the core attention, full the whole block."
+    )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from."""
+        return self.global_batch_size * self.sequence_length
+
+
+class CheckpointConfig(Section):
+    """How often to save and how much to keep."""
+
+    every: int = Field(1000, ge=0, description="Steps between checkpoints; 0 saves at the end only.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+
+
+class LoggingConfig(Section):
+    """How often metrics are written."""
+
+    every: int = Field(10, ge=1, description="Steps between records.")
+
+
+class EvaluationConfig(Section):
+    """How often and on how much validation text the model is evaluated."""
+
+    every: int = Field(0, ge=0, description="Steps between evaluations; 0 evaluates at the end only.")
+    batches: int = Field(8, ge=0, description="Global batches of an evaluation; 0 switches evaluation off.")

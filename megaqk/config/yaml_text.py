@@ -1,0 +1,132 @@
+"""Reading and writing YAML as version 1.2 has it: `1e-4` is a number, `on` is text, a key appears once.
+
+PyYAML follows YAML 1.1, where `1e-4` is text (a float needs a point and a signed exponent), `on` is a boolean,
+`1:30` is ninety and the last of two equal keys wins in silence. Each of these has cost somebody a run.
+"""
+
+import re
+from collections.abc import Hashable
+from typing import Any, ClassVar
+
+import yaml
+
+_Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
+
+_FIRST_OF_NUMBER = list("-+.0123456789")
+# The core schema of YAML 1.2.2, section 10.3.2.
+_RESOLVERS: tuple[tuple[str, str, list[str]], ...] = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", _FIRST_OF_NUMBER),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        _FIRST_OF_NUMBER,
+    ),
+    ("merge", r"<<", ["<"]),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: ClassVar[_Resolvers] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping, refusing a key that is written twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value} appears twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_core_int(self, node: yaml.ScalarNode) -> int:
+        """Build an integer; a leading zero means nothing, where YAML 1.1 reads octal."""
+        text = self.construct_scalar(node)
+        return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+
+
+class _Dumper(yaml.SafeDumper):
+    # Starts from the 1.1 resolvers: text that either version would read as something else is quoted.
+    yaml_implicit_resolvers: ClassVar[_Resolvers] = {
+        key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+    def represent_leaf_list(self, values: list[Any]) -> yaml.Node:
+        """Write a list of scalars on one line and any other list as a block."""
+        flow = all(not isinstance(value, list | dict) for value in values)
+        return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Indent the items of a block list below their key."""
+        del indentless
+        super().increase_indent(flow, indentless=False)
+
+
+for _tag, _pattern, _first in _RESOLVERS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
+_Dumper.add_representer(list, _Dumper.represent_leaf_list)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one YAML document.
+
+    Args:
+        text: The document.
+
+    Returns:
+        Its value; None for an empty document.
+
+    Raises:
+        ValueError: Where the text is no YAML or repeats a key; one line that ends with the position.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{error.problem or error.context}{where}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def format_yaml(value: Any) -> str:
+    """Write a value so that `parse_yaml` gives it back: block style, keys in their order, leaf lists on one line.
+
+    Args:
+        value: Mappings, lists and scalars; a tuple is written as a list.
+
+    Returns:
+        The document, ending in a newline.
+    """
+    return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def show(value: object, limit: int = 80) -> str:
+    """A value as a user would write it in YAML, on one line.
+
+    Args:
+        value: Anything; what YAML cannot express is shown as Python would.
+        limit: Characters after which it is cut.
+
+    Returns:
+        The text, with `...` in place of what was cut.
+    """
+    try:
+        text = yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True)
+    except yaml.YAMLError:
+        text = repr(value)
+    text = " ".join(text.removesuffix("...\n").split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Parameter groups, schedules, the query/key timing multiplier and the optimizer."""
