@@ -1,0 +1,86 @@
+"""Samples of a fixed length, packed across the documents of one part of a corpus."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.permutation import Permutation
+
+_COUNT_BLOCK = 1 << 22
+
+
+class SampleStream(Protocol):
+    """An endless sequence of samples, each a pure function of its global position.
+
+    Attributes:
+        num_samples: Samples in one epoch; position p belongs to epoch p // num_samples.
+        num_tokens: Tokens that one epoch is made from.
+        sequence_length: Tokens a sample trains on; a sample holds one more, the last target.
+    """
+
+    num_samples: int
+    num_tokens: int
+    sequence_length: int
+
+    def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the samples at global positions (>= 0), shape (len(positions), sequence_length + 1)."""
+
+    def token_blocks(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
+        """Yield the tokens of one epoch in blocks of bounded size, in file order."""
+
+
+class PackedStream:
+    """The tokens [begin, end) of a corpus as samples; consecutive ones in file order share one token.
+
+    Sample i is tokens[begin + i * sequence_length :][: sequence_length + 1], whatever documents it touches: no index
+    is built, opened or kept. See `SampleStream`.
+    """
+
+    def __init__(
+        self,
+        corpus: IndexedCorpus,
+        begin: int,
+        end: int,
+        *,
+        sequence_length: int,
+        shuffle_key: tuple[int | str, ...] | None,
+    ) -> None:
+        """Make a stream of at least one sample.
+
+        Args:
+            corpus: The corpus.
+            begin: First token.
+            end: One past the last token; at least sequence_length + 1 after `begin`.
+            sequence_length: Tokens a sample trains on.
+            shuffle_key: What seeds the order of each epoch; None keeps file order in every epoch.
+        """
+        self.sequence_length = sequence_length
+        self.num_tokens = end - begin
+        self.num_samples = samples_in(self.num_tokens, sequence_length)
+        assert self.num_samples > 0, "the caller refuses parts too small for one sample"
+        self._tokens = corpus.tokens[begin:end]
+        # Row i of this view starts sequence_length tokens after row i - 1: rows overlap in memory, none is copied.
+        self._rows = np.lib.stride_tricks.sliding_window_view(self._tokens, sequence_length + 1)[::sequence_length]
+        self._shuffle_key = shuffle_key
+
+    def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the samples at global positions (>= 0), shape (len(positions), sequence_length + 1)."""
+        epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
+        if self._shuffle_key is not None:
+            for epoch in np.unique(epochs):
+                chosen = epochs == epoch
+                rows[chosen] = Permutation(self.num_samples, *self._shuffle_key, int(epoch))(rows[chosen])
+        return self._rows[rows].astype(np.int64)
+
+    def token_blocks(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
+        """Yield the tokens of one epoch in blocks of bounded size, in file order."""
+        for begin in range(0, self.num_tokens, _COUNT_BLOCK):
+            yield self._tokens[begin : begin + _COUNT_BLOCK]
+
+
+def samples_in(num_tokens: int, sequence_length: int) -> int:
+    """Return how many overlapping samples of sequence_length + 1 tokens fit into `num_tokens`."""
+    return max(num_tokens - 1, 0) // sequence_length

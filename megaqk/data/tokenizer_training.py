@@ -1,0 +1,90 @@
+"""Training a sentencepiece tokenizer."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import sentencepiece
+
+from megaqk.data.tokenizer import END_OF_DOCUMENT
+from megaqk.errors import UserError
+
+# Longer lines would be dropped by the trainer without a word; it holds all of its input in memory anyway.
+_LONGEST_LINE = 1 << 24
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    # The newline is a piece of its own (below), so no piece reaches across one and lines can be learned from apart.
+    for text in texts:
+        for line in text.split("\n"):
+            if line:
+                yield line
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    kind: Literal["bpe", "unigram"] = "bpe",
+    special_tokens: Sequence[str] = (),
+    num_threads: int = 1,
+    sample_lines: int = 0,
+    vocab_size_key: str = "vocab_size",
+) -> bytes:
+    """Train a tokenizer that gives every text back exactly: nothing is normalised, unknown characters become bytes.
+
+    Args:
+        texts: Documents; each is learned from line by line.
+        vocab_size: Number of ids, all special ones included.
+        kind: Byte-pair encoding or a unigram language model.
+        special_tokens: Texts that always become one id each.
+        num_threads: Threads of the trainer; the result does not depend on it.
+        sample_lines: Train on this many lines drawn at random (with a fixed seed); 0 takes all.
+        vocab_size_key: What the user calls `vocab_size`, for messages.
+
+    Returns:
+        The contents of a sentencepiece `.model` file.
+
+    Raises:
+        UserError: The text is too small or too varied for the vocabulary size.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            num_threads=num_threads,
+            input_sentence_size=sample_lines,
+            shuffle_input_sentence=sample_lines > 0,
+            max_sentence_length=_LONGEST_LINE,
+            byte_fallback=True,
+            character_coverage=0.9999,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n", *special_tokens],
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            eos_piece=END_OF_DOCUMENT,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _explained(error, vocab_size, vocab_size_key) from error
+    return model.getvalue()
+
+
+def _explained(error: RuntimeError, vocab_size: int, key: str) -> UserError:
+    message = str(error)
+    if found := re.search(r"too high .*<= (\d+)", message):
+        return UserError(f"{key} = {vocab_size}: this text gives at most {found[1]}")
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return UserError(f"{key} = {vocab_size}: the characters and bytes of this text alone take {found[1]}")
+    reason = message.strip().splitlines()[-1] if message.strip() else "no reason given"
+    return UserError(f"{key} = {vocab_size}: the tokenizer could not be trained: {reason}")

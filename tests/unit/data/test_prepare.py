@@ -1,0 +1,114 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megaqk.config.data import DataConfig
+from megaqk.data import load_tokenizer, prepare
+from megaqk.data.indexed import IndexedCorpus
+from megaqk.errors import UserError
+
+TEXTS = [
+    f"Document {i} says\n{'word ' * (i % 7)}{oct(i * i * 7919)} and {'abcdefghij'[i % 10] * (i % 9)} ends {i * i}."
+    for i in range(300)
+]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+def make(text: Path, **keys: object) -> DataConfig:
+    return DataConfig(text=str(text), cache_dir=str(text.parent / "cache"), **{"vocab_size": 320, **keys})
+
+
+def test_the_corpus_is_the_text(text: Path) -> None:
+    prepared = prepare(make(text))
+    assert prepared.tokenizer is not None
+    tokenizer = load_tokenizer(prepared.tokenizer)
+    corpus = IndexedCorpus(prepared.corpus)
+    assert prepared.vocab_size == tokenizer.vocab_size == 320
+    assert prepared.eod_id == tokenizer.eod_id
+    assert [tokenizer.decode(corpus.document(i)) for i in range(corpus.num_documents)] == TEXTS
+    assert all(corpus.document(i)[-1] == prepared.eod_id for i in range(corpus.num_documents))
+    assert int((corpus.tokens == prepared.eod_id).sum()) == len(TEXTS)
+
+
+def test_a_second_call_finds_the_first(text: Path) -> None:
+    first = prepare(make(text))
+    written = first.corpus.with_name("corpus.bin").stat().st_mtime_ns
+    assert prepare(make(text)) == first
+    assert first.corpus.with_name("corpus.bin").stat().st_mtime_ns == written
+    assert prepare(make(text, vocab_size=330)).corpus != first.corpus
+
+
+def test_a_damaged_cache_is_made_again(text: Path) -> None:
+    prepared = prepare(make(text))
+    data = prepared.corpus.with_name("corpus.bin")
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-2])
+    assert prepare(make(text)) == prepared
+    assert data.read_bytes() == whole
+    prepared.corpus.with_name("corpus.manifest.json").write_text("{")
+    assert prepare(make(text)) == prepared
+
+
+def test_processes_that_start_together_agree(text: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        results = pool.map(prepare, [make(text)] * 3, chunksize=1)
+    assert results[0] == results[1] == results[2]
+    leftovers = [path.name for path in (text.parent / "cache").iterdir()]
+    assert len(leftovers) == 2, "the corpus and its lock"
+
+
+def test_a_given_tokenizer_is_used(text: Path, tmp_path: Path) -> None:
+    own = prepare(make(text)).tokenizer
+    assert own is not None
+    copy = tmp_path / "mine.model"
+    copy.write_bytes(own.read_bytes())
+    prepared = prepare(make(text, tokenizer=str(copy), vocab_size=4096))
+    assert prepared.vocab_size == 320
+
+
+def test_a_corpus_is_taken_with_its_own_tokenizer_only(text: Path, tmp_path: Path) -> None:
+    prepared = prepare(make(text))
+    corpus = str(prepared.corpus)
+    assert prepare(DataConfig(corpus=corpus)).vocab_size == 320
+    assert prepare(DataConfig(corpus=corpus, tokenizer=str(prepared.tokenizer))) == prepared
+    other = prepare(make(text, vocab_size=330))
+    with pytest.raises(UserError, match=r"data.tokenizer = .*: must be the one that made data.corpus"):
+        prepare(DataConfig(corpus=corpus, tokenizer=str(other.tokenizer)))
+    prepared.corpus.with_name("corpus.manifest.json").unlink()
+    with pytest.raises(UserError, match=r"data.tokenizer = null: must be given"):
+        prepare(DataConfig(corpus=corpus))
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.text = .*absent.jsonl: no such file"):
+        prepare(make(tmp_path / "absent.jsonl"))
+    (tmp_path / "odd.pdf").write_text("x")
+    with pytest.raises(UserError, match=r"odd.pdf: must end in"):
+        prepare(make(tmp_path / "odd.pdf"))
+    (tmp_path / "other.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(UserError, match=r"other.jsonl: no field text, it has body"):
+        prepare(make(tmp_path / "other.jsonl"))
+
+
+@pytest.mark.parametrize("keys", [{}, {"text": "a", "corpus": "b"}, {"text": "a", "split": [0.5, 0.1, 0.1]}])
+def test_impossible_configurations_are_refused(keys: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"exactly one|add up to 1"):
+        DataConfig(**keys)
+
+
+def test_the_shipped_text_is_english(tmp_path: Path) -> None:
+    prepared = prepare(DataConfig(text="builtin", cache_dir=str(tmp_path), vocab_size=512))
+    assert prepared.tokenizer is not None
+    corpus = IndexedCorpus(prepared.corpus)
+    assert corpus.num_documents == 286
+    words = load_tokenizer(prepared.tokenizer).decode(np.concatenate([corpus.document(i) for i in range(5)])).split()
+    assert words.count("the") > len(words) * 0.03

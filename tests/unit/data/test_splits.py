@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megaqk.config.data import DataConfig
+from megaqk.data import PreparedData, open_splits
+from megaqk.data.splits import document_bounds
+from megaqk.data.writer import write_corpus
+from megaqk.errors import UserError
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> PreparedData:
+    # Document i holds only the token i, ten times.
+    write_corpus(tmp_path / "c", np.dtype("<u2"), [np.full(10, i) for i in range(100)])
+    return PreparedData(tokenizer=None, corpus=tmp_path / "c", vocab_size=100, eod_id=0)
+
+
+def config(**keys: object) -> DataConfig:
+    return DataConfig(corpus="unused", **keys)
+
+
+def test_bounds_round_to_the_nearest_document() -> None:
+    assert document_bounds(100, (0.9, 0.05, 0.05)) == [0, 90, 95, 100]
+    assert document_bounds(7, (0.5, 0.25, 0.25)) == [0, 4, 5, 7]
+    assert document_bounds(3, (1 / 3, 1 / 3, 1 / 3)) == [0, 1, 2, 3]
+    assert document_bounds(0, (0.9, 0.05, 0.05)) == [0, 0, 0, 0]
+
+
+def test_parts_hold_whole_documents_and_do_not_overlap(prepared: PreparedData) -> None:
+    splits = open_splits(prepared, config(split=[0.8, 0.1, 0.1]), sequence_length=9, seed=0)
+    for part, documents in ((splits.train, range(80)), (splits.valid, range(80, 90)), (splits.test, range(90, 100))):
+        assert part is not None
+        tokens = np.concatenate(list(part.token_blocks()))
+        assert tokens.tolist() == [i for i in documents for _ in range(10)]
+        assert set(np.unique(part.read(np.arange(part.num_samples)))) <= set(documents)
+    assert splits.valid is not None
+    assert splits.valid.read(np.arange(2)).tolist() == [[80] * 10, [80] + [81] * 9]
+
+
+def test_the_seed_decides_the_training_order(prepared: PreparedData) -> None:
+    def order(run_seed: int, **keys: object) -> list[list[int]]:
+        return (
+            open_splits(prepared, config(**keys), sequence_length=9, seed=run_seed).train.read(np.arange(80)).tolist()
+        )
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    assert order(1, seed=2) == order(2)
+
+
+def test_a_part_without_a_share_is_absent(prepared: PreparedData) -> None:
+    splits = open_splits(prepared, config(split=[1, 0, 0]), sequence_length=9, seed=0)
+    assert splits.valid is None
+    assert splits.test is None
+    assert splits.train.num_samples == 111
+
+
+def test_a_part_too_small_for_one_sample_is_refused(prepared: PreparedData) -> None:
+    with pytest.raises(UserError, match=r"data.split = \[0.9, 0.05, 0.05\]: valid gets 5 of 100 documents with 50 tok"):
+        open_splits(prepared, config(), sequence_length=50, seed=0)
+    open_splits(prepared, config(), sequence_length=49, seed=0)

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from megaqk.data.tokenizer import load_tokenizer
+from megaqk.data.tokenizer_training import train_sentencepiece
+from megaqk.errors import UserError
+
+WORDS = [
+    "once",
+    "upon",
+    "a",
+    "midnight",
+    "dreary",
+    "while",
+    "I",
+    "pondered",
+    "weak",
+    "and",
+    "weary",
+    "over",
+    "many",
+    "quaint",
+    "curious",
+    "volumes",
+    "of",
+    "lore",
+]
+TEXTS = [f"{WORDS[i % 18]} {WORDS[i * 7 % 18]} {WORDS[i * i % 17]}ing\nnumber {i}." for i in range(400)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "t.model"
+    path.write_bytes(train_sentencepiece(TEXTS, vocab_size=400))
+    return path
+
+
+@pytest.mark.parametrize(
+    "text", ["", " a", "two  spaces ", "\n\nlines\r\n", "tab\there", "日本語 ☃ \x00 é", "<|endoftext|>", "1234567"]
+)
+def test_every_text_comes_back(model: Path, text: str) -> None:
+    tokenizer = load_tokenizer(model)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eod_id not in ids
+    assert tokenizer.decode([*ids, tokenizer.eod_id]) == text
+
+
+def test_a_batch_is_its_texts(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    batch = tokenizer.encode_batch(TEXTS[:20], num_threads=2)
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text).tolist() for text in TEXTS[:20]]
+
+
+def test_training_is_deterministic(model: Path) -> None:
+    assert train_sentencepiece(TEXTS, vocab_size=400) == model.read_bytes()
+    assert load_tokenizer(model).vocab_size == 400
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(100_000, "gives at most"), (50, "characters and bytes of this text alone take")]
+)
+def test_impossible_sizes_are_refused(size: int, message: str) -> None:
+    with pytest.raises(UserError, match=f"data.vocab_size = {size}: .*{message}"):
+        train_sentencepiece(TEXTS, vocab_size=size, vocab_size_key="data.vocab_size")
+
+
+def test_files_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.model: No such file"):
+        load_tokenizer(tmp_path / "absent.model")
+    (tmp_path / "bad.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"bad\.model: not a sentencepiece model"):
+        load_tokenizer(tmp_path / "bad.model")
