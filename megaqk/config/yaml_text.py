@@ -6,11 +6,9 @@ PyYAML follows YAML 1.1, where `1e-4` is text (a float needs a point and a signe
 
 import re
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
-
-_Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 
 _FIRST_OF_NUMBER = list("-+.0123456789")
 # The core schema of YAML 1.2.2, section 10.3.2.
@@ -28,8 +26,6 @@ _RESOLVERS: tuple[tuple[str, str, list[str]], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[_Resolvers] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping, refusing a key that is written twice."""
         seen: set[str] = set()
@@ -49,11 +45,6 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    # Starts from the 1.1 resolvers: text that either version would read as something else is quoted.
-    yaml_implicit_resolvers: ClassVar[_Resolvers] = {
-        key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
-
     def represent_leaf_list(self, values: list[Any]) -> yaml.Node:
         """Write a list of scalars on one line and any other list as a block."""
         flow = all(not isinstance(value, list | dict) for value in values)
@@ -65,6 +56,8 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, indentless=False)
 
 
+# The dumper keeps the 1.1 resolvers beside ours: text that either version would read as something else is quoted.
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in _RESOLVERS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
