@@ -1,68 +1,53 @@
-"""Do all ranks have the same plan of groups? A rank that differs would hang or train with another group's rate."""
+"""Do all ranks hold the same list? If not, stop with a table instead of a hang."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
 
 from megaqk.errors import UserError
-from megaqk.optim.groups import ParameterGroup
-
-Summary = tuple[tuple[str, int, str], ...]
-"""Of each group its name, its number of parameters and a digest of everything in it."""
 
 
-def compare_groups_across_ranks(groups: Sequence[ParameterGroup], process_group: Any = None) -> None:
-    """Stop where a rank has planned other groups than rank 0. A collective call; nothing to do in one process.
+def require_same_list(entries: Sequence[str], what: str, process_group: Any = None) -> None:
+    """Stop where ranks hold different lists. A collective call; nothing to do in one process.
 
     Args:
-        groups: The plan of this rank.
+        entries: The list of this rank.
+        what: What it is a list of, for the message.
         process_group: A `torch.distributed` group that can carry objects; None means all ranks.
 
     Raises:
-        UserError: A table of the groups in which the ranks differ, the same on every rank. Other files or other
-            versions of the code on some node are the likely cause.
+        UserError: The table of the differences, the same on every rank.
     """
     if not dist.is_initialized():
         return
-    summaries: list[Summary | None] = [None] * dist.get_world_size(process_group)
-    dist.all_gather_object(summaries, summarise(groups), group=process_group)
-    table = difference_table([summary for summary in summaries if summary is not None])
+    gathered: list[Any] = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(gathered, list(entries), group=process_group)
+    table = difference_table(gathered)
     if table:
-        raise UserError(f"the ranks have planned different parameter groups\n{table}")
+        raise UserError(f"the ranks differ in their {what}\n{table}")
 
 
-def summarise(groups: Sequence[ParameterGroup]) -> Summary:
-    """What is compared of a plan."""
-    return tuple(
-        (group.name, len(group.parameters), hashlib.sha256(repr(group).encode()).hexdigest()[:8]) for group in groups
-    )
-
-
-def difference_table(summaries: Sequence[Summary]) -> str:
-    """The places in which plans differ.
+def difference_table(lists: Sequence[Sequence[str]]) -> str:
+    """The places in which lists differ.
 
     Args:
-        summaries: One for each rank.
+        lists: One for each rank.
 
     Returns:
         A line for each place and each variant, with the ranks that have it; empty where all agree.
     """
     lines = []
-    for place in range(max(map(len, summaries), default=0)):
+    for place in range(max(map(len, lists), default=0)):
         variants: dict[str, list[int]] = {}
-        for rank, summary in enumerate(summaries):
-            entry = "none"
-            if place < len(summary):
-                name, count, digest = summary[place]
-                entry = f"{name} ({count} parameters, {digest})"
-            variants.setdefault(entry, []).append(rank)
+        for rank, entries in enumerate(lists):
+            variants.setdefault(entries[place] if place < len(entries) else "none", []).append(rank)
         if len(variants) > 1:
-            lines += [f"group {place}: {entry:40} on ranks {_ranks(ranks)}" for entry, ranks in variants.items()]
+            width = max(map(len, variants))
+            lines += [f"{place:3}: {entry:{width}}  on ranks {_shown(ranks)}" for entry, ranks in variants.items()]
     return "\n".join(lines)
 
 
-def _ranks(ranks: Sequence[int], limit: int = 8) -> str:
+def _shown(ranks: Sequence[int], limit: int = 8) -> str:
     shown = ", ".join(map(str, ranks[:limit]))
     return shown if len(ranks) <= limit else f"{shown} and {len(ranks) - limit} more"

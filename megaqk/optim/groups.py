@@ -1,12 +1,16 @@
 """The plan of optimizer groups: which parameters share a learning rate and a decay, under which name."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from megaqk.config.qk_timing import Projection, TimingRule
+from megaqk.config.qk_timing import TimingRule
 from megaqk.config.root import Config
 from megaqk.errors import UserError
 from megaqk.model.parameters import ParameterInfo
+from megaqk.optim.agreement import require_same_list
+from megaqk.optim.naming import rule_name
 from megaqk.optim.timing import depth_factors
 
 
@@ -66,30 +70,6 @@ def plan_groups(config: Config, parameters: Sequence[ParameterInfo]) -> tuple[Pa
     return tuple(group for group in (*base, *ruled) if group.parameters)
 
 
-def rule_name(rule: TimingRule, layers: Sequence[int], num_layers: int) -> str:
-    """A readable name of what a rule acts on, such as `upper_qk` or `all_value_output`.
-
-    Args:
-        rule: The rule.
-        layers: The layers it selects, ascending.
-        num_layers: Blocks of the whole model.
-
-    Returns:
-        Where and what: `all`, `upper` (to the last layer), `lower` (from the first), `middle` or `some` (with gaps),
-        and the projections in the order of the forward pass, query and key as `qk`.
-    """
-    ordered = [name for name in _PROJECTION_ORDER if name in rule.projections]
-    what = "_".join(ordered).replace("query_key", "qk")
-    if ordered == ["embedding"]:
-        return what
-    first, end = layers[0], layers[-1] + 1
-    if len(layers) != end - first:
-        return f"some_{what}"
-    if end == num_layers:
-        return f"{'upper' if first else 'all'}_{what}"
-    return f"{'middle' if first else 'lower'}_{what}"
-
-
 def groups_missing_on(groups: Sequence[ParameterGroup], local_names: Collection[str]) -> list[str]:
     """Groups of the plan of which a rank or stage owns no parameter.
 
@@ -104,17 +84,25 @@ def groups_missing_on(groups: Sequence[ParameterGroup], local_names: Collection[
     return [group.name for group in groups if local.isdisjoint(group.parameters)]
 
 
-_PROJECTION_ORDER: tuple[Projection, ...] = (
-    "embedding",
-    "norm",
-    "query",
-    "key",
-    "value",
-    "output",
-    "ffn_in",
-    "ffn_gate",
-    "ffn_out",
-)
+def compare_groups_across_ranks(groups: Sequence[ParameterGroup], process_group: Any = None) -> None:
+    """Stop where ranks have planned different groups: they would hang, or train at each other's rates.
+
+    A collective call; nothing to do in one process.
+
+    Args:
+        groups: The plan of this rank.
+        process_group: A `torch.distributed` group that can carry objects; None means all ranks.
+
+    Raises:
+        UserError: A table of the groups in which the ranks differ. Other files or other versions of the code on some
+            node are the likely cause.
+    """
+    # The digest covers the parameters and the rule, which would make unreadable lines.
+    entries = [
+        f"{group.name} ({len(group.parameters)} parameters, {hashlib.sha256(repr(group).encode()).hexdigest()[:8]})"
+        for group in groups
+    ]
+    require_same_list(entries, "parameter groups", process_group)
 
 
 def _acts_on(rule: TimingRule, layers: Collection[int], parameter: ParameterInfo) -> bool:
