@@ -20,25 +20,25 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 class PendingSequence:
     """A collective along the sequence in flight; `wait` gives the tensor in its usual layout."""
 
-    def __init__(self, buffer: Tensor, work: dist.Work, *, gathered: bool) -> None:
+    def __init__(self, buffer: Tensor, work: dist.Work, *, gathered_from: int) -> None:
         self._buffer = buffer
         self._work = work
-        self._gathered = gathered
+        self._size = gathered_from
 
     def wait(self) -> Tensor:
         """Block until done: (B, S, H) after a gather, (B, S / size, H) after a reduce-scatter."""
         self._work.wait()
-        if not self._gathered:
+        if self._size == 1:
             return self._buffer
-        parts = self._buffer.transpose(0, 1)  # (B, size, S / size, H); copy-free where B is 1
-        return parts.reshape(parts.shape[0], -1, parts.shape[-1])
+        parts = self._buffer.unflatten(0, (self._size, -1)).transpose(0, 1)  # (B, size, S / size, H)
+        return parts.reshape(parts.shape[0], -1, parts.shape[-1])  # copy-free where B is 1
 
 
 def start_gather_sequence(x: Tensor, tp: TensorParallel) -> PendingSequence:
     """Start gathering (B, S / size, H) to (B, S, H)."""
-    buffer = x.new_empty((tp.size, *x.shape))
+    buffer = x.new_empty((tp.size * x.shape[0], *x.shape[1:]))
     work = _all_gather(buffer, x.contiguous(), group=tp.group, async_op=True)
-    return PendingSequence(buffer, work, gathered=True)
+    return PendingSequence(buffer, work, gathered_from=tp.size)
 
 
 def start_reduce_scatter_sequence(x: Tensor, tp: TensorParallel) -> PendingSequence:
@@ -46,8 +46,8 @@ def start_reduce_scatter_sequence(x: Tensor, tp: TensorParallel) -> PendingSeque
     batch, sequence, features = x.shape
     parts = x.view(batch, tp.size, sequence // tp.size, features).transpose(0, 1).contiguous()
     buffer = x.new_empty(parts.shape[1:])
-    work = _reduce_scatter(buffer, parts, group=tp.group, async_op=True)
-    return PendingSequence(buffer, work, gathered=False)
+    work = _reduce_scatter(buffer, parts.flatten(0, 1), group=tp.group, async_op=True)
+    return PendingSequence(buffer, work, gathered_from=1)
 
 
 class _ReduceFromParallel(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""The engine, the loop around it, checkpoints and metrics."""

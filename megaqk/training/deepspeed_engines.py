@@ -1,0 +1,92 @@
+"""DeepSpeed's engines with exact gradients under tensor parallelism.
+
+Added to both: partial gradients of replicated parameters are summed over the tensor-parallel group before the
+data-parallel reduction, and without ZeRO the norm and the clipping are ours (DeepSpeed's own count replicated
+parameters of later pipeline stages not at all and tied ones twice, and do not report the norm).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+
+from megaqk.parallel.gradients import (
+    clip_gradients,
+    global_norm,
+    partial_gradient_parameters,
+    reduce_partial_gradients,
+)
+from megaqk.parallel.groups import TensorParallel
+
+
+class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
+    """What both engines add; mixed in before DeepSpeed's class."""
+
+    tensor_parallel: TensorParallel
+    partial_parameters: Sequence[nn.Parameter] = ()
+
+    def attach(self, tp: TensorParallel) -> None:
+        """Name the tensor-parallel group, once, after construction."""
+        self.tensor_parallel = tp
+        partial = partial_gradient_parameters(self.module.parameters())
+        if self.zero_optimization_stage() < 2 and not self.zero_overlap_comm():
+            self.partial_parameters = partial
+            return
+        # ZeRO-2 and 3, and overlapped communication, reduce a gradient as soon as it is computed: it must be whole.
+        for parameter in partial:
+            parameter.register_hook(_sum_over(tp.group))
+
+    def _accumulated_gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        if isinstance(self.optimizer, BF16_Optimizer):
+            return parameter._hp_grad  # type: ignore[attr-defined, no-any-return]
+        if isinstance(self.optimizer, DeepSpeedZeroOptimizer):
+            return self.optimizer.get_gradient_for_reduction(parameter)  # type: ignore[no-any-return]
+        return parameter.grad
+
+    def _sum_partial_gradients(self) -> None:
+        gradients = [self._accumulated_gradient(p) for p in self.partial_parameters]
+        reduce_partial_gradients([g for g in gradients if g is not None], self.tensor_parallel)
+
+    def allreduce_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """DeepSpeed calls this after each backward pass; the reduction itself happens at the last micro-batch."""
+        if self.is_gradient_accumulation_boundary():
+            self._sum_partial_gradients()
+        super().allreduce_gradients(*args, **kwargs)
+
+    def _take_model_step(self, lr_kwargs: Any = None) -> None:
+        if not self.zero_optimization():
+            parameters = list(self.module.parameters())
+            group = self.mpu.get_model_parallel_group() if self.mpu.get_model_parallel_world_size() > 1 else None
+            self._global_grad_norm = global_norm(parameters, tp=self.tensor_parallel, group=group)
+            if self.gradient_clipping() > 0:
+                clip_gradients(parameters, self._global_grad_norm, self.gradient_clipping())
+        super()._take_model_step(lr_kwargs)
+
+    def clip_fp32_gradients(self) -> None:
+        """Nothing: the gradients are clipped already."""
+
+
+def _sum_over(group: dist.ProcessGroup | None) -> Callable[[Tensor], Tensor]:
+    def hook(gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    return hook
+
+
+class PlainEngine(_ExactGradients):
+    """The engine without pipeline stages: ZeRO 0 to 3."""
+
+
+class StagedEngine(_ExactGradients, PipelineEngine):  # type: ignore[misc]
+    """The pipeline engine: ZeRO 0 and 1."""
+
+    def _bf16_reduce_grads(self) -> None:
+        self._sum_partial_gradients()
+        super()._bf16_reduce_grads()

@@ -1,0 +1,188 @@
+"""One interface over DeepSpeed's plain and pipeline engines."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.pipe.topology import PipelineParallelGrid
+from torch import Tensor, nn
+
+from megaqk.config.checks import Layout
+from megaqk.config.deepspeed import deepspeed_config
+from megaqk.config.root import Config
+from megaqk.model.context import model_context
+from megaqk.model.decoder import Decoder
+from megaqk.model.init import initialize
+from megaqk.model.inventory import parameter_inventory
+from megaqk.optim.groups import ParameterGroup, compare_groups_across_ranks, groups_missing_on, plan_groups
+from megaqk.optim.optimizers import optimizer_factory
+from megaqk.optim.rates import GroupRate, Rates, apply_rates
+from megaqk.parallel.groups import tensor_parallel
+from megaqk.parallel.rng import DropoutRng
+from megaqk.parallel.sharding import new_parameter
+from megaqk.parallel.topology import ParallelDims
+from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
+from megaqk.training.device import ProcessInfo
+from megaqk.training.quiet import quiet
+from megaqk.training.stages import StagedDecoder, deepspeed_topology
+
+Batch = tuple[Tensor, Tensor]
+"""Token ids and labels of a micro-batch, both (B, S)."""
+
+ANCHOR_SIZE = 64
+"""Elements of the inert tensor that stands for a parameter group on a stage that owns none of its parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Size of the vocabulary.
+
+    Attributes:
+        tokens: Real tokens.
+        rows: Rows of the embedding table, padding included.
+    """
+
+    tokens: int
+    rows: int
+
+
+class TrainingEngine:
+    """A decoder, its optimizer and one step of training, on this process's place in the topology.
+
+    Args:
+        config: The run.
+        layout: What the world size makes of it.
+        vocabulary: Size of the vocabulary.
+        process: This process.
+    """
+
+    def __init__(self, config: Config, layout: Layout, vocabulary: Vocabulary, process: ProcessInfo) -> None:
+        self.config = config
+        self.layout = layout
+        self.process = process
+        parallel = config.parallel
+        self.dims = ParallelDims(pipeline=layout.pipeline, data=layout.data, tensor=layout.tensor)
+        self.coordinate = self.dims.coordinate(process.rank)
+        self.tp = tensor_parallel(self.dims, sequence=parallel.sequence)
+        self.rng = DropoutRng(
+            seed=config.training.seed, data_rank=self.coordinate.data, tensor_rank=self.coordinate.tensor
+        )
+        context = model_context(
+            config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=self.tp, rng=self.rng
+        )
+        self.inventory = parameter_inventory(config, rows=vocabulary.rows)
+        self.groups = plan_groups(config, self.inventory)
+        self.rates = Rates(config, self.groups)
+        self.implementation, factory = optimizer_factory(config.optimizer, process.device)
+        compare_groups_across_ranks(self.groups)
+
+        self.staged = parallel.pipeline > 1
+        self.module: StagedDecoder | Decoder
+        with quiet():
+            if self.staged:
+                self.module = StagedDecoder(context, self.dims, layout.layers_per_stage)
+                grid = self.module.mpu()
+            else:
+                self.module = Decoder(context)
+                grid = PipelineParallelGrid(deepspeed_topology(self.dims))
+            self.parameters = self.module.global_parameters()
+            initialize(self.parameters, context, config.training.seed)
+            settings = deepspeed_config(config, layout, cuda=process.device.type == "cuda")
+            self.engine = (StagedEngine if self.staged else PlainEngine)(
+                args=None,
+                model=self.module,
+                optimizer=factory,
+                model_parameters=self._optimizer_groups(),
+                mpu=grid,
+                config=settings,
+                config_class=DeepSpeedConfig(settings, grid),
+            )
+        self.engine.attach(self.tp)
+        self.data_group: dist.ProcessGroup = grid.get_data_parallel_group()
+        self._loss = torch.zeros((), device=process.device)
+
+    def _optimizer_groups(self) -> list[dict[str, Any]]:
+        """The planned groups over this rank's parameters: the same names in the same order on every rank, none empty.
+
+        DeepSpeed drops a group that is empty on a rank and then reduces one gradient norm for each group that is
+        left, which hangs where the ranks' counts differ.
+        """
+        anchors = nn.ParameterDict()
+        for name in groups_missing_on(self.groups, self.parameters):
+            anchor = new_parameter((ANCHOR_SIZE,), self.tp)
+            anchor.ds_pipe_replicated = False  # type: ignore[attr-defined]
+            nn.init.zeros_(anchor)
+            anchors[name.replace(".", "_")] = anchor.to(self.process.device)
+        if anchors:
+            self.module.anchors = anchors
+        return [self._optimizer_group(group, anchors) for group in self.groups]
+
+    def _optimizer_group(self, group: ParameterGroup, anchors: nn.ParameterDict) -> dict[str, Any]:
+        members = [self.parameters[name] for name in group.parameters if name in self.parameters]
+        if not members:
+            members = [anchors[group.name.replace(".", "_")]]
+        return {"name": group.name, "params": members, "weight_decay": 0.0}
+
+    def train_step(self, batches: Iterator[Batch], step: int) -> list[GroupRate]:
+        """One optimizer step.
+
+        Args:
+            batches: This rank's micro-batches; consumed on the first and last pipeline stage only.
+            step: Optimizer steps taken before this one.
+
+        Returns:
+            The learning rates that the step was taken with.
+        """
+        self.rng.set_step(step)
+        rates = self.rates.at(step)
+        apply_rates(self.engine.optimizer.param_groups, rates)
+        if self.staged:
+            self._loss = self.engine.train_batch(batches)
+            return rates
+        self.engine.train()
+        total = torch.zeros((), device=self.process.device)
+        for _ in range(self.layout.micro_batches):
+            loss = self._forward(next(batches))
+            self.engine.backward(loss)
+            self.engine.step()
+            total += loss.detach()
+        self._loss = total / self.layout.micro_batches
+        return rates
+
+    def _forward(self, batch: Batch) -> Tensor:
+        tokens, labels = (x.to(self.process.device, non_blocking=True) for x in batch)
+        return self.engine(tokens, labels)  # type: ignore[no-any-return]
+
+    def loss(self) -> Tensor:
+        """Mean loss of the last step over all ranks; every rank must call it."""
+        return self._loss if self.staged else self._mean_over_data(self._loss)
+
+    def _mean_over_data(self, value: Tensor) -> Tensor:
+        if self.dims.data > 1:
+            dist.all_reduce(value, group=self.data_group)
+            value = value / self.dims.data
+        return value
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], count: int) -> Tensor:
+        """Mean loss over `count` micro-batches of every data-parallel rank, without dropout."""
+        if self.staged:
+            return self.engine.eval_batch(iter(batches), num_micro_batches=count)  # type: ignore[no-any-return]
+        self.engine.eval()
+        total = torch.zeros((), device=self.process.device)
+        for batch, _ in zip(batches, range(count), strict=False):
+            total += self._forward(batch)
+        return self._mean_over_data(total / count)
+
+    def gradient_norm(self) -> float:
+        """Norm of the last step's gradient before clipping; infinite if an fp16 step overflowed."""
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether this rank's stage consumes batches."""
+        return self.coordinate.pipeline in (0, self.dims.pipeline - 1)

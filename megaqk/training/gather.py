@@ -1,0 +1,39 @@
+"""Whole parameters from the parts that the ranks hold."""
+
+import contextlib
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megaqk.parallel.sharding import sharding_of
+from megaqk.training.engine import TrainingEngine
+
+
+def _whole(parameter: nn.Parameter, engine: TrainingEngine) -> Tensor:
+    """The unsharded tensor on the CPU; every rank of the tensor-parallel group must call it."""
+    context: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if hasattr(parameter, "ds_id"):  # partitioned by ZeRO-3
+        context = deepspeed.zero.GatheredParameters([parameter])
+    with context:
+        local = parameter.detach().clone()
+    dim = sharding_of(parameter).dim
+    if dim is None or engine.tp.size == 1:
+        return local.cpu()
+    parts = [torch.empty_like(local) for _ in range(engine.tp.size)]
+    dist.all_gather(parts, local.contiguous(), group=engine.tp.group)
+    return torch.cat(parts, dim=dim).cpu()
+
+
+def gather_parameters(engine: TrainingEngine) -> dict[str, Tensor] | None:
+    """Every parameter of the model by global name, on rank 0; None on the others. All ranks must call it."""
+    mine = {name: _whole(parameter, engine) for name, parameter in engine.parameters.items()}
+    if engine.dims.world_size == 1:
+        return mine
+    owner = engine.coordinate.data == 0 and engine.coordinate.tensor == 0
+    gathered: list[dict[str, Tensor] | None] | None = [None] * engine.dims.world_size if engine.process.rank == 0 else None
+    dist.gather_object(mine if owner else None, gathered, dst=0)
+    if gathered is None:
+        return None
+    return {name: value for part in gathered if part is not None for name, value in part.items()}
