@@ -132,6 +132,7 @@ def run_torchrun(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            text=True,
             preexec_fn=_die_with_parent,
         )
         try:

@@ -1,0 +1,75 @@
+"""The curves of a run as one picture, for whoever has no TensorBoard at hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megaqk.errors import UserError
+from megaqk.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# More names than this make a legend that hides the curves; a colour bar's worth of layers needs none.
+_LEGEND_ENTRIES = 12
+
+
+def write_curves(metrics_path: Path, png_path: Path) -> None:
+    """Draw loss, learning rate and multiplier over steps from a `metrics.jsonl`.
+
+    Args:
+        metrics_path: The records of a run.
+        png_path: The picture to write; its folder must exist.
+
+    Raises:
+        UserError: There are no records to draw.
+    """
+    # Half a second to import, and no other part of the program needs it. The Figure class draws without a display and
+    # without matplotlib's global state.
+    from matplotlib.figure import Figure
+
+    records = list(read_metrics(metrics_path))
+    if not records:
+        raise UserError(f"{metrics_path}: no records yet; there is nothing to draw")
+    figure = Figure(figsize=(8.0, 9.0), layout="constrained")
+    loss, rate, multiplier = figure.subplots(3, 1, sharex=True)
+    _draw(loss, records, {"loss": "training", "valid_loss": "validation"})
+    _draw(rate, records, _groups(records, "lr/"))
+    _draw(multiplier, records, _groups(records, "multiplier/"))
+    loss.set_ylabel("loss (nats per token)")
+    rate.set_ylabel("learning rate")
+    multiplier.set_ylabel("multiplier")
+    multiplier.set_ylim(bottom=min(0.0, multiplier.get_ylim()[0]))
+    multiplier.set_xlabel("step")
+    figure.savefig(png_path, dpi=120, format="png")
+
+
+def _groups(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, str]:
+    """Metric names with a prefix, in order of appearance, each with the name of its group."""
+    return {name: name.removeprefix(prefix) for record in records for name in record if name.startswith(prefix)}
+
+
+def _draw(axes: "Axes", records: Sequence[dict[str, Any]], names: dict[str, str]) -> None:
+    """Draw some metrics against the step; a value that was not finite leaves a gap."""
+    from matplotlib import colormaps
+
+    colours = colormaps["viridis" if len(names) > _LEGEND_ENTRIES else "tab10"]
+    for index, (name, label) in enumerate(names.items()):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        colour = colours(index / len(names) if len(names) > _LEGEND_ENTRIES else index % 10)
+        axes.plot(
+            steps,
+            [float("nan") if value is None else value for value in values],
+            label=label,
+            color=colour,
+            linewidth=1.4,
+            # One point alone would draw nothing.
+            marker="o" if len(points) < 30 else None,
+            markersize=3,
+        )
+    if 0 < len(names) <= _LEGEND_ENTRIES:
+        axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
