@@ -1,6 +1,7 @@
 """Where the tokens come from."""
 
 import math
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +16,10 @@ class DataConfig(Section):
     )
     text: str | None = Field(
         None, description="Raw text to prepare on first use: a file, a glob pattern, or builtin for the shipped text."
+    )
+    text_field: str = Field("text", description="The field of text's records that holds the text.")
+    bad_documents: Literal["stop", "skip"] = Field(
+        "stop", description="What a malformed document in text does: stop with its line, or be skipped and counted."
     )
     tokenizer: str | None = Field(
         None, description="A sentencepiece .model; null trains one on text, or takes the one named beside corpus."

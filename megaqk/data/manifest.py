@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megaqk.data.files import os_errors_named, sha256_of, written_whole
-from megaqk.data.indexed import data_path, index_path
+from megaqk.data.checksum import block_checksum
+from megaqk.data.comm import Comm
+from megaqk.data.files import os_errors_named, written_whole
 from megaqk.errors import UserError
 
 FORMAT = 1
@@ -18,21 +19,25 @@ class Manifest:
 
     Attributes:
         source: What the corpus was made from.
+        tokenizer: Name of the tokenizer file.
         tokenizer_sha256: Checksum of the tokenizer file.
         vocab_size: Ids of that tokenizer.
         eod_id: The id at the end of every document.
         documents: Number of documents.
         tokens: Number of tokens, ends of documents included.
-        files: Name beside the manifest -> {"bytes": size, "sha256": checksum}.
+        skipped: Documents left out, by reason.
+        files: Name beside the manifest -> {"bytes": size, "checksum": see `checksum.block_checksum`}.
         format: Version of this record.
     """
 
     source: dict[str, Any]
+    tokenizer: str
     tokenizer_sha256: str
     vocab_size: int
     eod_id: int
     documents: int
     tokens: int
+    skipped: dict[str, int]
     files: dict[str, dict[str, Any]]
     format: int = FORMAT
 
@@ -42,12 +47,9 @@ def manifest_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".manifest.json")
 
 
-def files_of(prefix: Path) -> dict[str, dict[str, Any]]:
-    """Measure PREFIX.bin and PREFIX.idx for a manifest."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in (data_path(prefix), index_path(prefix))
-    }
+def measured(path: Path, *, comm: Comm | None = None, threads: int = 1) -> dict[str, Any]:
+    """Return the entry of `files` for a file; the ranks of `comm` divide the work and all get the answer."""
+    return {"bytes": path.stat().st_size, "checksum": block_checksum(path, comm=comm, threads=threads)}
 
 
 def write_manifest(prefix: Path, manifest: Manifest) -> None:

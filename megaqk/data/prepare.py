@@ -2,24 +2,25 @@
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from megaqk.config.data import DataConfig
-from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, sync_directory, written_whole
-from megaqk.data.indexed import data_path, token_dtype
-from megaqk.data.manifest import FORMAT, Manifest, files_of, read_manifest, sizes_match, write_manifest
-from megaqk.data.sources import find_files, iterate_texts
+from megaqk.data.build import build_corpus
+from megaqk.data.comm import Solo
+from megaqk.data.encoding import Recipe, available_cores
+from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, written_whole
+from megaqk.data.manifest import FORMAT, read_manifest, sizes_match
+from megaqk.data.sources import Source, find_sources, iterate_texts
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
-from megaqk.data.writer import tokenize
 from megaqk.errors import UserError
 
 BUILTIN = "builtin"
+_SMALL_BYTES = 32 << 20
+# More text makes the trainer slower, not its vocabulary better.
+_SAMPLE_LINES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ def prepare(config: DataConfig) -> PreparedData:
     if config.corpus is not None:
         return _given_corpus(Path(config.corpus), config.tokenizer)
     assert config.text is not None, "DataConfig asks for exactly one of corpus and text"
-    files = [_builtin_file()] if config.text == BUILTIN else find_files([config.text], key="data.text")
-    recipe = _recipe(config, files)
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    patterns = [str(_builtin_file())] if config.text == BUILTIN else [config.text]
+    sources = find_sources(patterns, key="data.text", text_field=config.text_field)
+    key = _key(config, sources)
     directory = Path(config.cache_dir) / key
     found = _find(directory)
     if found is None:
         with exclusive_lock(Path(config.cache_dir) / f"{key}.lock"):
             # Another process may have made it while we waited.
-            found = _find(directory) or _make(config, files, recipe, directory)
+            found = _find(directory) or _make(config, sources, directory)
     return found
 
 
@@ -66,15 +67,17 @@ def _builtin_file() -> Path:
     return Path(str(resources.files("megaqk.data") / "assets" / "english.jsonl.xz"))
 
 
-def _recipe(config: DataConfig, files: list[Path]) -> dict[str, Any]:
+def _key(config: DataConfig, sources: list[Source]) -> str:
     # Times and sizes stand in for the contents: a rerun must not read terabytes to learn that nothing changed. The
     # shipped text is named by its checksum, so that every installation has the same key.
-    if config.text == BUILTIN:
-        described: list[Any] = [BUILTIN, sha256_of(files[0])]
-    else:
-        described = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    tokenizer: Any = config.vocab_size if config.tokenizer is None else sha256_of(Path(config.tokenizer))
-    return {"format": FORMAT, "text": described, "tokenizer": tokenizer}
+    shipped = config.text == BUILTIN
+    recipe = {
+        "format": FORMAT,
+        "text": sha256_of(_builtin_file()) if shipped else [source.state() for source in sources],
+        "tokenizer": config.vocab_size if config.tokenizer is None else sha256_of(Path(config.tokenizer)),
+        "skip_bad": config.bad_documents == "skip",
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _find(directory: Path) -> PreparedData | None:
@@ -83,51 +86,43 @@ def _find(directory: Path) -> PreparedData | None:
         manifest = read_manifest(prefix)
     except UserError:
         return None
-    tokenizer = directory / "tokenizer.model"
-    if manifest is None or manifest.format != FORMAT or not sizes_match(prefix, manifest) or not tokenizer.is_file():
+    if manifest is None or not sizes_match(prefix, manifest):
         return None
-    return PreparedData(tokenizer, prefix, manifest.vocab_size, manifest.eod_id)
+    tokenizer = directory / manifest.tokenizer
+    return PreparedData(tokenizer, prefix, manifest.vocab_size, manifest.eod_id) if tokenizer.is_file() else None
 
 
-def _make(config: DataConfig, files: list[Path], recipe: dict[str, Any], directory: Path) -> PreparedData:
-    work = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
+def _make(config: DataConfig, sources: list[Source], directory: Path) -> PreparedData:
+    # Each step is whole or absent and the manifest comes last, so what a killed process leaves is gone on with.
+    skip_bad = config.bad_documents == "skip"
+    given = None if config.tokenizer is None else Path(config.tokenizer)
+    model_path = directory / ("tokenizer.model" if given is None else f"tokenizer{given.suffix}")
     with os_errors_named(directory):
-        work.mkdir(parents=True)
-    try:
-        model_path = work / "tokenizer.model"
-        if config.tokenizer is None:
-            model = train_sentencepiece(
-                iterate_texts(files), vocab_size=config.vocab_size, vocab_size_key="data.vocab_size"
-            )
-        else:
-            model = Path(config.tokenizer).read_bytes()
+        directory.mkdir(parents=True, exist_ok=True)
+    if given is not None:
+        with written_whole(model_path) as beside, os_errors_named(given):
+            beside.write_bytes(given.read_bytes())
+    elif not model_path.exists():
+        model = train_sentencepiece(
+            iterate_texts(sources, skip_bad=skip_bad),
+            vocab_size=config.vocab_size,
+            sample_lines=_SAMPLE_LINES,
+            vocab_size_key="data.vocab_size",
+        )
         with written_whole(model_path) as beside:
             beside.write_bytes(model)
-        tokenizer = load_tokenizer(model_path)
-        prefix = work / "corpus"
-        documents, tokens = tokenize(iterate_texts(files), tokenizer, prefix, token_dtype(tokenizer.vocab_size))
-        if not documents:
-            raise UserError(f"data.text = {config.text}: holds no text")
-        write_manifest(
-            prefix,
-            Manifest(
-                source=recipe,
-                tokenizer_sha256=sha256_of(model_path),
-                vocab_size=tokenizer.vocab_size,
-                eod_id=tokenizer.eod_id,
-                documents=documents,
-                tokens=tokens,
-                files=files_of(prefix),
-            ),
-        )
-        with os_errors_named(directory):
-            shutil.rmtree(directory, ignore_errors=True)
-            work.rename(directory)
-            sync_directory(directory.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    size = sum(Path(source.name).stat().st_size for source in sources if Path(source.name).is_file())
+    build_corpus(
+        sources,
+        directory / "corpus",
+        Recipe(model_path, config.text_field, skip_bad),
+        comm=Solo(),
+        # Starting processes takes longer than a small text does.
+        workers=1 if size < _SMALL_BYTES else available_cores(),
+        overwrite=True,
+    )
     made = _find(directory)
-    assert made is not None, f"{data_path(directory / 'corpus')} was just written"
+    assert made is not None, f"{directory / 'corpus'} was just written"
     return made
 
 

@@ -1,8 +1,6 @@
 """Writing Megatron's corpus format; see `indexed` for its layout."""
 
-import itertools
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,8 @@ import numpy.typing as npt
 
 from megaqk.data.files import os_errors_named, written_whole
 from megaqk.data.indexed import CODES, MAGIC, VERSION, data_path, index_path
-from megaqk.data.tokenizer import Tokenizer
 
 _BLOCK = 1 << 20
-_DOCUMENTS_AT_ONCE = 256
 
 
 def write_index(prefix: Path, dtype: np.dtype[Any], lengths: npt.NDArray[np.int32]) -> None:
@@ -55,28 +51,3 @@ def write_corpus(prefix: Path, dtype: np.dtype[Any], documents: list[npt.NDArray
         for document in documents:
             stream.write(np.asarray(document).astype(dtype).tobytes())
     write_index(prefix, dtype, np.array([len(document) for document in documents], dtype=np.int32))
-
-
-def tokenize(
-    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, dtype: np.dtype[Any], *, num_threads: int = 1
-) -> tuple[int, int]:
-    """Tokenise documents into PREFIX.bin and PREFIX.idx, each followed by an end of document.
-
-    Returns:
-        The number of documents and of tokens written.
-
-    Raises:
-        UserError: The operating system refused to write.
-    """
-    lengths: list[npt.NDArray[np.int32]] = []
-    eod = np.array([tokenizer.eod_id], dtype=dtype)
-    iterator = iter(texts)
-    with written_whole(data_path(prefix)) as path, path.open("wb") as stream:
-        while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
-            encoded = tokenizer.encode_batch(batch, num_threads=num_threads)
-            lengths.append(np.array([len(ids) + 1 for ids in encoded], dtype=np.int32))
-            pieces = itertools.chain.from_iterable((ids, eod) for ids in encoded)
-            stream.write(np.concatenate(list(pieces)).astype(dtype).tobytes())
-    all_lengths = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int32)
-    write_index(prefix, dtype, all_lengths)
-    return len(all_lengths), int(all_lengths.sum(dtype=np.int64))

@@ -89,13 +89,13 @@ def test_a_corpus_is_taken_with_its_own_tokenizer_only(text: Path, tmp_path: Pat
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.text = .*absent.jsonl: no such file"):
+    with pytest.raises(UserError, match=r"data.text = .*absent.jsonl: must be a file, a pattern"):
         prepare(make(tmp_path / "absent.jsonl"))
     (tmp_path / "odd.pdf").write_text("x")
     with pytest.raises(UserError, match=r"odd.pdf: must end in"):
         prepare(make(tmp_path / "odd.pdf"))
     (tmp_path / "other.jsonl").write_text('{"body": "x"}\n')
-    with pytest.raises(UserError, match=r"other.jsonl: no field text, it has body"):
+    with pytest.raises(UserError, match=r"other.jsonl, line 1: no field text"):
         prepare(make(tmp_path / "other.jsonl"))
 
 

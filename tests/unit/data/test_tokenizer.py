@@ -6,27 +6,8 @@ from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
 from megaqk.errors import UserError
 
-WORDS = [
-    "once",
-    "upon",
-    "a",
-    "midnight",
-    "dreary",
-    "while",
-    "I",
-    "pondered",
-    "weak",
-    "and",
-    "weary",
-    "over",
-    "many",
-    "quaint",
-    "curious",
-    "volumes",
-    "of",
-    "lore",
-]
-TEXTS = [f"{WORDS[i % 18]} {WORDS[i * 7 % 18]} {WORDS[i * i % 17]}ing\nnumber {i}." for i in range(400)]
+WORDS = "once upon a midnight dreary while I pondered weak and weary over many a quaint curious volume".split()  # noqa: SIM905
+TEXTS = [f"{WORDS[i % 16]} {WORDS[i * 7 % 16]} {WORDS[i * i % 15]}ing\nnumber {i}." for i in range(400)]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,124 @@
+"""Tokenising chunks, in this process or on all cores, in order."""
+
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from megaqk.data.documents import texts_of
+from megaqk.data.indexed import token_dtype
+from megaqk.data.lines import Chunk
+from megaqk.data.tokenizer import Tokenizer, load_tokenizer
+from megaqk.errors import UserError
+
+_Tag = TypeVar("_Tag")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of a chunk's documents, each followed by an end of document.
+
+    Attributes:
+        tokens: Shape (lengths.sum(),), in the corpus' type.
+        lengths: Tokens of each document, its end included, shape (documents,), int32.
+        skipped: Documents left out, by reason.
+        consumed: See `Chunk`.
+    """
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int32]
+    skipped: Counter[str]
+    consumed: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How chunks are encoded.
+
+    Attributes:
+        tokenizer: The tokenizer file.
+        text_field: The field of a JSON line that holds the text.
+        skip_bad: Leave malformed documents out and count them, instead of stopping.
+    """
+
+    tokenizer: Path
+    text_field: str
+    skip_bad: bool
+
+
+def encode_chunk(chunk: Chunk, recipe: Recipe, tokenizer: Tokenizer) -> Encoded:
+    """Parse and tokenise one chunk.
+
+    Raises:
+        UserError: A document is malformed and is not to be skipped.
+    """
+    texts, skipped = texts_of(chunk, recipe.text_field, skip_bad=recipe.skip_bad)
+    encoded = tokenizer.encode_batch(texts)
+    dtype = token_dtype(tokenizer.vocab_size)
+    eod = np.array([tokenizer.eod_id], dtype=np.int32)
+    pieces = list(chain.from_iterable((ids, eod) for ids in encoded))
+    tokens = np.concatenate(pieces).astype(dtype) if pieces else np.zeros(0, dtype=dtype)
+    lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int32)
+    return Encoded(tokens, lengths, skipped, chunk.consumed)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+_worker: tuple[Recipe, Tokenizer] | None = None
+
+
+def _start_worker(recipe: Recipe) -> None:
+    global _worker
+    _worker = (recipe, load_tokenizer(recipe.tokenizer))
+
+
+def _work(chunk: Chunk) -> Encoded:
+    assert _worker is not None, "the pool runs _start_worker first"
+    return encode_chunk(chunk, *_worker)
+
+
+def encode_in_order(
+    chunks: Iterable[tuple[_Tag, Chunk]], recipe: Recipe, *, workers: int
+) -> Iterator[tuple[_Tag, Encoded]]:
+    """Encode tagged chunks on `workers` processes (1: in this one) and yield them in the order given.
+
+    At most two chunks a worker are under way, so memory does not grow with the input.
+
+    Raises:
+        UserError: As `encode_chunk`; or a worker was killed.
+    """
+    if workers == 1:
+        tokenizer = load_tokenizer(recipe.tokenizer)
+        for tag, chunk in chunks:
+            yield tag, encode_chunk(chunk, recipe, tokenizer)
+        return
+    # Not forked: this process may run MPI or threads, which a fork does not survive whole.
+    context = multiprocessing.get_context("spawn")
+    waiting: deque[tuple[_Tag, Future[Encoded]]] = deque()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(recipe,)) as pool:
+        try:
+            for tag, chunk in chunks:
+                waiting.append((tag, pool.submit(_work, chunk)))
+                if len(waiting) >= 2 * workers:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        except BrokenProcessPool as error:
+            raise UserError("a tokenising process was killed (out of memory?); a rerun continues") from error
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -1,0 +1,81 @@
+"""How far an unfinished corpus is good."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megaqk.data.files import os_errors_named, written_whole
+
+
+@dataclass
+class Journal:
+    """Contents of PREFIX.journal.json.
+
+    Attributes:
+        state: What the corpus is being made from; another state starts afresh.
+        step: First step (see `lanes`) that is not done.
+        tokens: Tokens in PREFIX.bin.partial.
+        documents: Documents in PREFIX.len.partial, one int32 length each.
+        skipped: Documents left out, by reason.
+    """
+
+    state: dict[str, Any]
+    step: int = 0
+    tokens: int = 0
+    documents: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def journal_path(prefix: Path) -> Path:
+    """Return PREFIX.journal.json."""
+    return prefix.with_name(prefix.name + ".journal.json")
+
+
+def partial_path(prefix: Path) -> Path:
+    """Return PREFIX.bin.partial."""
+    return prefix.with_name(prefix.name + ".bin.partial")
+
+
+def lengths_path(prefix: Path) -> Path:
+    """Return PREFIX.len.partial."""
+    return prefix.with_name(prefix.name + ".len.partial")
+
+
+def write_journal(prefix: Path, journal: Journal) -> None:
+    """Write the journal, whole or not at all; what it vouches for must have been synced."""
+    with written_whole(journal_path(prefix)) as path:
+        path.write_text(json.dumps(asdict(journal)), encoding="utf-8")
+
+
+def open_journal(prefix: Path, state: dict[str, Any], itemsize: int) -> Journal:
+    """Cut the partial files back to what the journal vouches for, and return it; else start both empty.
+
+    Args:
+        prefix: Path of the corpus without extension.
+        state: What the corpus is to be made from.
+        itemsize: Bytes of a token.
+
+    Raises:
+        UserError: The operating system refused.
+    """
+    partial, lengths = partial_path(prefix), lengths_path(prefix)
+    try:
+        journal = Journal(**json.loads(journal_path(prefix).read_text(encoding="utf-8")))
+        whole = partial.stat().st_size >= journal.tokens * itemsize and lengths.stat().st_size >= 4 * journal.documents
+    except (OSError, ValueError, TypeError):
+        journal, whole = Journal(state), False
+    if not whole or journal.state != state:
+        journal = Journal(state)
+    with os_errors_named(partial):
+        for path, size in ((partial, journal.tokens * itemsize), (lengths, 4 * journal.documents)):
+            path.touch()
+            os.truncate(path, size)
+    return journal
+
+
+def remove_journal(prefix: Path) -> None:
+    """Remove what only an unfinished corpus needs."""
+    for path in (journal_path(prefix), lengths_path(prefix), partial_path(prefix)):
+        path.unlink(missing_ok=True)

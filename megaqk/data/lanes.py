@@ -1,0 +1,58 @@
+"""Which rank tokenises what, and in which order the results stand in the corpus.
+
+The inputs are dealt to lanes, each lane is cut into chunks, and the corpus holds chunk 0 of every lane, then chunk 1 of
+every lane that has one, and so on: an order that the number of ranks has no part in. With at least as many lanes as
+ranks a rank reads its own lanes' files only; with fewer, the ranks that share a lane all read it but parse and tokenise
+only their turns.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from megaqk.data.lines import Chunk
+from megaqk.data.sources import Source
+
+# Bounds what a rank holds between two exchanges (a chunk a lane), and the files open at once.
+MAX_LANES = 64
+Place = tuple[int, int]  # (step, lane)
+
+
+class Lanes:
+    """The share of one rank of `size`."""
+
+    def __init__(self, sources: Sequence[Source], *, rank: int, size: int) -> None:
+        self._rank = rank
+        self._size = size
+        self._num_lanes = max(min(len(sources), MAX_LANES), 1)
+        self._sources = [sources[lane :: self._num_lanes] for lane in range(self._num_lanes)]
+        # Enough steps between exchanges that every rank of a shared lane has a turn.
+        self.steps_per_exchange = -(-size // self._num_lanes)
+
+    def _owner(self, step: int, lane: int) -> int:
+        if self._num_lanes >= self._size:
+            return lane % self._size
+        sharing = len(range(lane, self._size, self._num_lanes))
+        return lane + self._num_lanes * (step % sharing)
+
+    def _reads(self, lane: int) -> bool:
+        return lane % self._size == self._rank or self._rank % self._num_lanes == lane
+
+    def _lane(self, lane: int) -> Iterator[Chunk]:
+        sources = self._sources[lane]
+        for number, source in enumerate(sources):
+            for chunk in source.chunks():
+                # Of the lane, not of the file: files of a lane are taken to be of like size.
+                share = (number + chunk.consumed) / len(sources)
+                yield Chunk(chunk.origin, chunk.first, chunk.lines, chunk.texts, share)
+
+    def chunks(self, from_step: int) -> Iterator[tuple[Place, Chunk]]:
+        """Yield this rank's chunks with their places, in order, from a step on."""
+        lanes = {lane: self._lane(lane) for lane in range(self._num_lanes) if self._reads(lane)}
+        step = 0
+        while lanes:
+            for lane in list(lanes):
+                chunk = next(lanes[lane], None)
+                if chunk is None:
+                    del lanes[lane]
+                elif step >= from_step and self._owner(step, lane) == self._rank:
+                    yield (step, lane), chunk
+            step += 1

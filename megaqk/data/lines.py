@@ -1,0 +1,97 @@
+"""Chunks of whole lines from plain or compressed files."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from megaqk.data.files import os_errors_named
+from megaqk.errors import UserError
+
+_READ = 1 << 20
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of consecutive documents of one input, not yet parsed.
+
+    Attributes:
+        origin: The input's name, for messages.
+        first: Number of the first line or row, counting from 1.
+        lines: Whole lines of JSON, or None where the documents are texts already.
+        texts: Texts, or None where the documents are lines; None inside stands for a row without text.
+        consumed: Share of the input's bytes read once this chunk has been read, in [0, 1].
+    """
+
+    origin: str
+    first: int
+    lines: bytes | None
+    texts: tuple[str | None, ...] | None
+    consumed: float
+
+
+def _zstd_blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    # zstandard's own stream reader takes a truncated file for a whole one, hence the frames are followed here.
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    fed = False
+    while block := stream.read(_READ):
+        while block:
+            yield decompressor.decompress(block)
+            fed = True
+            block = decompressor.unused_data
+            if decompressor.eof:
+                decompressor = zstandard.ZstdDecompressor().decompressobj()
+                fed = False
+    if fed:
+        raise EOFError("the compressed data ends in the middle")
+
+
+def _blocks(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
+    if path.suffix == ".zst":
+        yield from _zstd_blocks(stream)
+        return
+    # None of these owns `stream`: it is closed where it was opened.
+    readers: dict[str, Callable[[IO[bytes]], Any]] = {
+        ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+        ".xz": lzma.LZMAFile,
+        ".bz2": bz2.BZ2File,
+    }
+    opened = readers[path.suffix](stream) if path.suffix in readers else stream
+    while block := opened.read(_READ):
+        yield block
+
+
+def line_chunks(path: Path, chunk_bytes: int) -> Iterator[Chunk]:
+    """Cut a file into chunks that end with the first line end at or after `chunk_bytes` uncompressed bytes.
+
+    Raises:
+        UserError: The file cannot be read or its compressed data is damaged.
+    """
+    total = max(path.stat().st_size, 1)
+    held: list[bytes] = []
+    size, first = 0, 1
+    with os_errors_named(path), path.open("rb") as stream:
+        try:
+            for block in _blocks(path, stream):
+                held.append(block)
+                size += len(block)
+                if size < chunk_bytes or b"\n" not in block:
+                    continue
+                data = b"".join(held)
+                # Blocks come in the reader's sizes, which must not decide where chunks end: cut by content alone.
+                while len(data) >= chunk_bytes and (end := data.find(b"\n", chunk_bytes - 1) + 1):
+                    yield Chunk(str(path), first, data[:end], None, stream.tell() / total)
+                    first += data.count(b"\n", 0, end)
+                    data = data[end:]
+                held, size = [data], len(data)
+        except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: damaged: {error}") from error
+    if data := b"".join(held):
+        yield Chunk(str(path), first, data, None, 1.0)
