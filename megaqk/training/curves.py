@@ -53,23 +53,26 @@ def _draw(axes: "Axes", records: Sequence[dict[str, Any]], names: dict[str, str]
     """Draw some metrics against the step; a value that was not finite leaves a gap."""
     from matplotlib import colormaps
 
-    colours = colormaps["viridis" if len(names) > _LEGEND_ENTRIES else "tab10"]
-    for index, (name, label) in enumerate(names.items()):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        if not points:
-            continue
+    # Most groups share one schedule: what would lie exactly under another curve shares its line and its name.
+    curves: dict[tuple[tuple[int, Any], ...], list[str]] = {}
+    for name, label in names.items():
+        points = tuple((record["step"], record[name]) for record in records if name in record)
+        if points:
+            curves.setdefault(points, []).append(label)
+    many = len(curves) > _LEGEND_ENTRIES
+    colours = colormaps["viridis" if many else "tab10"]
+    for index, (points, labels) in enumerate(curves.items()):
         steps, values = zip(*points, strict=True)
-        colour = colours(index / len(names) if len(names) > _LEGEND_ENTRIES else index % 10)
         axes.plot(
             steps,
             [float("nan") if value is None else value for value in values],
-            label=label,
-            color=colour,
+            label=", ".join(labels),
+            color=colours(index / len(curves) if many else index % 10),
             linewidth=1.4,
             # One point alone would draw nothing.
             marker="o" if len(points) < 30 else None,
             markersize=3,
         )
-    if 0 < len(names) <= _LEGEND_ENTRIES:
+    if curves and not many:
         axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from megaqk.errors import UserError
-from megaqk.training.curves import write_curves
+from megaqk.training.curves import _draw, _groups, write_curves
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -36,6 +37,13 @@ def test_a_picture_with_curves(tmp_path: Path, groups: int) -> None:
     picture = tmp_path / "curves.png"
     write_curves(write_records(tmp_path / "metrics.jsonl", records), picture)
     assert colours(picture) > 3
+
+
+def test_equal_curves_share_a_line_and_its_name() -> None:
+    records = [{"step": step, "lr/a": 0.1 * step, "lr/b": 0.2 * step, "lr/c": 0.1 * step} for step in range(5)]
+    axes = Figure().subplots()
+    _draw(axes, records, _groups(records, "lr/"))
+    assert [line.get_label() for line in axes.get_lines()] == ["a, c", "b"]
 
 
 def test_a_single_record_is_enough(tmp_path: Path) -> None:
