@@ -64,7 +64,7 @@ def _describe_one(problem: Mapping[str, Any]) -> str:
     if kind == "missing":
         return f"{key}: must be given"
     if kind == "invalid_key":
-        return f"{_join((*location[:-1], str(location[-1])))} = {value}: a key must be text"
+        return f"{_join((*location[:-1], str(location[-1])))}: a key must be text"
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
         allowed = f"{words} {context[name]}"

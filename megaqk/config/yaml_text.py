@@ -50,6 +50,11 @@ class _Dumper(yaml.SafeDumper):
         flow = all(not isinstance(value, list | dict) for value in values)
         return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
 
+    def represent_text(self, text: str) -> yaml.Node:
+        """Write text, with line breaks other than a newline escaped: in plain style PyYAML reads them as spaces."""
+        style = '"' if any(character in text for character in "\r\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         """Indent the items of a block list below their key."""
         del indentless
@@ -62,6 +67,7 @@ for _tag, _pattern, _first in _RESOLVERS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_core_int)
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(list, _Dumper.represent_leaf_list)
 
 
