@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
     def _core(self, query: Tensor, key: Tensor, value: Tensor, call: int) -> Tensor:
         """Mix (B, S, heads x D) values over positions; every rank has the whole sequence of its own heads."""
-        query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
+        query, key, value = (x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in (query, key, value))
         model = self.context.model
         if model.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)

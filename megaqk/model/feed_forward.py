@@ -17,7 +17,7 @@ def _relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-# Sources: GELU in GPT-2's tanh form (arXiv 1606.08415), squared ReLU (arXiv 2109.08668), GLU variants (arXiv 2002.05202).
+# GELU in GPT-2's tanh form: arXiv 1606.08415; squared ReLU: arXiv 2109.08668; GLU variants: arXiv 2002.05202.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": _gelu,
     "relu_squared": _relu_squared,

@@ -49,5 +49,3 @@ def build_norm(model: ModelConfig, width: int, *, tp: TensorParallel, partial_gr
     if model.norm == "rmsnorm":
         return RMSNorm(width, eps=model.norm_eps, tp=tp, partial_gradient=partial_gradient)
     return LayerNorm(width, eps=model.norm_eps, bias=model.bias, tp=tp, partial_gradient=partial_gradient)
-
-

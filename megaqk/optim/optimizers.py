@@ -14,8 +14,8 @@ OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
 def nvidia_apex_available() -> bool:
     """Whether the apex that can be imported is NVIDIA's; PyPI's package of that name is an unrelated web toolkit."""
     try:
-        from apex.optimizers import FusedAdam  # noqa: F401
         from apex.multi_tensor_apply import multi_tensor_applier
+        from apex.optimizers import FusedAdam  # noqa: F401
     except Exception:  # an unrelated or half-built package can fail in any way
         return False
     return bool(multi_tensor_applier.available)

@@ -30,8 +30,10 @@ class PendingSequence:
         self._work.wait()
         if self._size == 1:
             return self._buffer
-        parts = self._buffer.unflatten(0, (self._size, -1)).transpose(0, 1)  # (B, size, S / size, H)
-        return parts.reshape(parts.shape[0], -1, parts.shape[-1])  # copy-free where B is 1
+        gathered, features = self._buffer.shape[0], self._buffer.shape[-1]
+        batch = gathered // self._size
+        parts = self._buffer.view(self._size, batch, -1, features).transpose(0, 1)  # (B, size, S / size, H)
+        return parts.reshape(batch, -1, features)  # copy-free where B is 1
 
 
 def start_gather_sequence(x: Tensor, tp: TensorParallel) -> PendingSequence:
@@ -69,7 +71,7 @@ class _ReduceScatterSequence(torch.autograd.Function):
         return start_reduce_scatter_sequence(x, tp).wait()
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return start_gather_sequence(grad, ctx.tp).wait(), None
 
@@ -83,4 +85,4 @@ def reduce_output(x: Tensor, tp: TensorParallel) -> Tensor:
     if tp.size == 1:
         return x
     function = _ReduceScatterSequence if tp.sequence else _ReduceFromParallel
-    return function.apply(x, tp)  # type: ignore[no-any-return]
+    return function.apply(x, tp)  # type: ignore[no-any-return, no-untyped-call]

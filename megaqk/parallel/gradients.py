@@ -20,9 +20,10 @@ def reduce_partial_gradients(gradients: Sequence[Tensor], tp: TensorParallel) ->
     """Sum the group's parts of these gradients in place, in one collective."""
     if tp.size == 1 or not gradients:
         return
-    flat = _flatten_dense_tensors(gradients)
+    flat: Tensor = _flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
     dist.all_reduce(flat, group=tp.group)
-    for gradient, total in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+    totals = _unflatten_dense_tensors(flat, gradients)  # type: ignore[no-untyped-call]
+    for gradient, total in zip(gradients, totals, strict=True):
         gradient.copy_(total)
 
 

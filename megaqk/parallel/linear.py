@@ -30,7 +30,7 @@ class _ColumnParallel(torch.autograd.Function):
         return tuple(F.linear(full, w, b) for w, b in zip(weights, biases, strict=True) if w is not None)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tp: TensorParallel = ctx.tp
         x, *weights = ctx.saved_tensors
@@ -78,7 +78,7 @@ def column_parallel_linear(
     if tp.size == 1:
         return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
     pairs = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    return _ColumnParallel.apply(x, tp, *pairs)  # type: ignore[no-any-return]
+    return _ColumnParallel.apply(x, tp, *pairs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class ColumnParallelLinear(nn.Module):

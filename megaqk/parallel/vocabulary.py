@@ -61,10 +61,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, first: int, tp: TensorParallel) -> Tensor:
         scores = logits.float()
         width = scores.shape[-1]
-        if width:
-            highest = scores.amax(-1)
-        else:  # a rank that holds padding rows only
-            highest = scores.new_full(labels.shape, -torch.inf)
+        # A rank may hold padding rows only, and then has no logits.
+        highest = scores.amax(-1) if width else scores.new_full(labels.shape, -torch.inf)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=tp.group)
         shifted = scores - highest.unsqueeze(-1)
         local = labels - first
@@ -82,7 +80,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return normaliser.log() - target
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         exponentials, normaliser, local, elsewhere = ctx.saved_tensors
         # d loss / d logits = (softmax - one_hot(label)) * grad, in the buffer of the exponentials.
@@ -110,8 +108,8 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, *, first: int, 
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
         )
         return losses.view_as(labels)
-    losses = _VocabParallelCrossEntropy.apply(logits, labels, first, tp)
-    return losses.masked_fill(labels == IGNORE_INDEX, 0.0)  # type: ignore[no-any-return]
+    losses: Tensor = _VocabParallelCrossEntropy.apply(logits, labels, first, tp)  # type: ignore[no-untyped-call]
+    return losses.masked_fill(labels == IGNORE_INDEX, 0.0)
 
 
 def mean_loss(losses: Tensor, labels: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
             return
         # ZeRO-2 and 3, and overlapped communication, reduce a gradient as soon as it is computed: it must be whole.
         for parameter in partial:
-            parameter.register_hook(_sum_over(tp.group))
+            parameter.register_hook(_sum_over(tp.group))  # type: ignore[no-untyped-call]
 
     def _accumulated_gradient(self, parameter: nn.Parameter) -> Tensor | None:
         if isinstance(self.optimizer, BF16_Optimizer):

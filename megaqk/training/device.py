@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megaqk.runtime.extensions import ensure_cpu_extensions
+from megaqk.training.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def start_process_group() -> ProcessInfo:
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
-    ensure_cpu_extensions()
-    if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    with quiet():
+        ensure_cpu_extensions()
+        if not dist.is_initialized():
+            deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     return ProcessInfo(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 

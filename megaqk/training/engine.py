@@ -70,9 +70,7 @@ class TrainingEngine:
         self.rng = DropoutRng(
             seed=config.training.seed, data_rank=self.coordinate.data, tensor_rank=self.coordinate.tensor
         )
-        context = model_context(
-            config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=self.tp, rng=self.rng
-        )
+        context = model_context(config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=self.tp, rng=self.rng)
         self.inventory = parameter_inventory(config, rows=vocabulary.rows)
         self.groups = plan_groups(config, self.inventory)
         self.rates = Rates(config, self.groups)

@@ -32,7 +32,9 @@ def gather_parameters(engine: TrainingEngine) -> dict[str, Tensor] | None:
     if engine.dims.world_size == 1:
         return mine
     owner = engine.coordinate.data == 0 and engine.coordinate.tensor == 0
-    gathered: list[dict[str, Tensor] | None] | None = [None] * engine.dims.world_size if engine.process.rank == 0 else None
+    gathered: list[dict[str, Tensor] | None] | None = None
+    if engine.process.rank == 0:
+        gathered = [None] * engine.dims.world_size
     dist.gather_object(mine if owner else None, gathered, dst=0)
     if gathered is None:
         return None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from deepspeed.pipe import LayerSpec as DeepSpeedLayerSpec
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
@@ -46,9 +47,7 @@ class StagedDecoder(PipelineModule):  # type: ignore[misc]
         layers_per_stage: (first, end) block of each stage.
     """
 
-    def __init__(
-        self, context: ModelContext, dims: ParallelDims, layers_per_stage: Sequence[tuple[int, int]]
-    ) -> None:
+    def __init__(self, context: ModelContext, dims: ParallelDims, layers_per_stage: Sequence[tuple[int, int]]) -> None:
         specs = layer_specs(context)
         bounds = stage_bounds(layers_per_stage, len(specs))
         # Read by _partition_layers while the base class is being constructed; nn.Module is not ready for more.
@@ -65,6 +64,11 @@ class StagedDecoder(PipelineModule):  # type: ignore[misc]
         self.parts = self.__dict__["_bounds"]
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+    @torch.no_grad()
+    def _synchronize_tied_weights(self) -> None:
+        """Without no_grad, torch takes the broadcast into a parameter for an operation to differentiate."""
+        super()._synchronize_tied_weights()
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """This stage's parameters by global name, in the order of the layers; a tied module once."""

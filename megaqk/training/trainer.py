@@ -1,0 +1,233 @@
+"""A whole run: data, engine, resume, the loop, evaluation, metrics."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megaqk.config.checks import check_world, padded_vocab_size
+from megaqk.config.loading import dump_config
+from megaqk.config.root import Config
+from megaqk.data.prepare import PreparedData, prepare
+from megaqk.data.splits import open_splits
+from megaqk.data.stream import SampleStream
+from megaqk.data.unigram import unigram_perplexity
+from megaqk.errors import UserError
+from megaqk.model.flops import flops_per_token
+from megaqk.optim.rates import GroupRate
+from megaqk.training import checkpoints
+from megaqk.training.batches import RankBatches
+from megaqk.training.checkpoints import CheckpointStore, Progress
+from megaqk.training.curves import write_curves
+from megaqk.training.device import ProcessInfo, peak_memory_bytes
+from megaqk.training.engine import TrainingEngine, Vocabulary
+from megaqk.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsWriter
+from megaqk.training.peak import job_peak
+from megaqk.training.progress import ProgressDisplay
+
+
+def vocabulary_of(config: Config, prepared: PreparedData) -> Vocabulary:
+    """The vocabulary of the tokenizer in an embedding table of the configured (or padded) size.
+
+    Raises:
+        UserError: If `model.vocab_size` is smaller than the tokenizer.
+    """
+    rows = config.model.vocab_size
+    if rows is None:
+        rows = padded_vocab_size(prepared.vocab_size, config.model.vocab_multiple_of, config.parallel.tensor)
+    if rows < prepared.vocab_size:
+        raise UserError(f"model.vocab_size = {rows}: must be at least the tokenizer's {prepared.vocab_size}")
+    return Vocabulary(tokens=prepared.vocab_size, rows=rows)
+
+
+def perplexity_of(loss: float) -> float:
+    """Perplexity of a mean loss in nats a token, without overflow."""
+    return math.exp(min(loss, 700.0))
+
+
+class Trainer:
+    """Trains a configuration to its end, from wherever its newest checkpoint is.
+
+    Args:
+        config: The run.
+        process: This process, with the process group started.
+    """
+
+    def __init__(self, config: Config, process: ProcessInfo) -> None:
+        self.config = config
+        self.process = process
+        self.run_dir = Path(config.run.dir)
+        self.settings: dict[str, Any] = config.model_dump(mode="json")
+        layout = check_world(config, process.world_size)
+        self.layout = layout
+        training = config.training
+
+        prepared = prepare(config.data)
+        self.vocabulary = vocabulary_of(config, prepared)
+        splits = open_splits(prepared, config.data, sequence_length=training.sequence_length, seed=training.seed)
+        self.train_stream = splits.train
+        self.valid_stream = splits.valid
+        self.evaluation_micro_batches = self._evaluation_micro_batches()
+
+        self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
+        resume_step, problems = self.store.latest()
+        self.engine = TrainingEngine(config, layout, self.vocabulary, process)
+        self.progress = Progress()
+        if resume_step:
+            self.progress = checkpoints.load(self.store, self.engine, resume_step, self.settings)
+        self.train_batches = self._rank_batches(self.train_stream)
+
+        self.flops_per_token = flops_per_token(config.model, self.engine.inventory, training.sequence_length)
+        self.peak = job_peak(process.device, training.precision)
+        first = process.rank == 0
+        resumed = self.progress.step
+        self.metrics = MetricsWriter(self.run_dir, resume_step=resumed, enabled=first)
+        self.display = ProgressDisplay(training.steps, resume_step=resumed, enabled=first)
+        self.last_valid_loss = math.nan
+        if first:
+            (self.run_dir / "config.yaml").write_text(dump_config(config))
+        self._introduce(problems)
+
+    def _introduce(self, problems: list[str]) -> None:
+        """Say what runs where."""
+        total = sum(info.numel for info in self.engine.inventory)
+        self.display.message(
+            f"megaqk: {total / 1e6:.1f}M parameters, tensor {self.layout.tensor} x pipeline {self.layout.pipeline} x "
+            f"data {self.layout.data}, ZeRO-{self.config.parallel.zero_stage}, {self.config.training.precision}, "
+            f"optimizer {self.engine.implementation}, device {self.process.device.type}, "
+            f"peak {self.peak / 1e9:.0f} GFLOP/s"
+        )
+        for problem in problems:
+            self.display.message(f"megaqk: left out {problem}")
+        if self.progress.step:
+            self.display.message(f"megaqk: resumed after step {self.progress.step}")
+
+    def _evaluation_micro_batches(self) -> int:
+        """Micro-batches of each data-parallel rank in an evaluation; no validation sample is read twice."""
+        evaluation, training = self.config.evaluation, self.config.training
+        if not evaluation.batches or self.valid_stream is None:
+            return 0
+        available = self.valid_stream.num_samples // (training.micro_batch_size * self.layout.data)
+        if not available:
+            raise UserError(
+                f"data.split = {list(self.config.data.split)}: leaves {self.valid_stream.num_samples} validation "
+                f"samples, fewer than training.micro_batch_size x data-parallel size = "
+                f"{training.micro_batch_size * self.layout.data}; give validation more, or set evaluation.batches=0"
+            )
+        return min(evaluation.batches * self.layout.micro_batches, available)
+
+    def _rank_batches(self, stream: SampleStream) -> RankBatches:
+        return RankBatches(
+            stream,
+            micro_batch=self.config.training.micro_batch_size,
+            data_rank=self.engine.coordinate.data,
+            data_size=self.layout.data,
+        )
+
+    def train(self) -> None:
+        """Train to the last step, evaluating, logging and saving on the way."""
+        training, last = self.config.training, self.config.training.steps
+        if self.progress.step >= last:
+            self.display.message(f"megaqk: {self.run_dir} is already at step {self.progress.step} of {last}")
+            return
+        self._restart_clock()
+        while self.progress.step < last:
+            batches = self.train_batches.read(self.progress.samples, self.layout.micro_batches)
+            rates = self.engine.train_step(batches, self.progress.step)
+            self.progress = Progress(
+                step=self.progress.step + 1,
+                samples=self.progress.samples + training.global_batch_size,
+                tokens=self.progress.tokens + training.tokens_per_step,
+            )
+            step = self.progress.step
+            if step % self.config.logging.every == 0 or step == last:
+                self._log(rates)
+            self.display.advance(step)
+            if self._due(self.config.evaluation.every):
+                self._evaluate()
+            if self._due(self.config.checkpoint.every):
+                self._save()
+        if self.process.rank == 0:
+            self._summarise()
+
+    def _due(self, every: int) -> bool:
+        step = self.progress.step
+        return step == self.config.training.steps or bool(every and step % every == 0)
+
+    def _restart_clock(self) -> None:
+        self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens
+
+    def _log(self, rates: list[GroupRate]) -> None:
+        """Write a record of the step. Reading the loss waits for the device, so it is done at logged steps only."""
+        loss = float(self.engine.loss())
+        memory = torch.tensor(peak_memory_bytes(self.process.device), dtype=torch.int64, device=self.process.device)
+        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"loss = {loss} at step {self.progress.step}: training diverged; nothing was saved after the last "
+                "checkpoint. Lower optimizer.lr, lengthen schedule.warmup_steps or lower optimizer.grad_clip"
+            )
+        seconds = time.perf_counter() - self._clock
+        tokens_per_second = (self.progress.tokens - self._clock_tokens) / seconds
+        flops = tokens_per_second * self.flops_per_token
+        record = {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "loss": loss,
+            "grad_norm": self.engine.gradient_norm(),
+            **{f"lr/{rate.name}": rate.lr for rate in rates},
+            **{f"multiplier/{rate.name}": rate.multiplier for rate in rates},
+            "tokens_per_second": tokens_per_second,
+            "model_flops_per_second": flops,
+            "mfu": flops / self.peak,
+            "peak_memory_bytes": int(memory),
+        }
+        self._record(record)
+        self._restart_clock()
+
+    def _evaluate(self) -> None:
+        count = self.evaluation_micro_batches
+        if not count or self.valid_stream is None:
+            return
+        loss = float(self.engine.evaluate(self._rank_batches(self.valid_stream).read(0, count), count))
+        self.last_valid_loss = loss
+        self._record(
+            {
+                "step": self.progress.step,
+                "tokens": self.progress.tokens,
+                "valid_loss": loss,
+                "valid_perplexity": perplexity_of(loss),
+            }
+        )
+        self._restart_clock()
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.metrics.write(record)
+        self.display.show(record)
+
+    def _save(self) -> None:
+        self.metrics.flush()
+        checkpoints.save(self.store, self.engine, self.progress, self.settings)
+        self._restart_clock()
+
+    def _summarise(self) -> None:
+        """Draw the curves and say where everything is."""
+        self.metrics.flush()
+        picture = self.run_dir / "curves.png"
+        write_curves(self.run_dir / METRICS_FILE, picture)
+        if self.valid_stream is not None and not math.isnan(self.last_valid_loss):
+            unigram = unigram_perplexity(self.train_stream, self.valid_stream, self.vocabulary.tokens)
+            self.display.message(
+                f"validation perplexity {perplexity_of(self.last_valid_loss):.2f}; "
+                f"the unigram model of the same text has {unigram:.2f}"
+            )
+        self.display.message(f"curves: {picture}")
+        self.display.message(f"TensorBoard: tensorboard --logdir {self.run_dir / TENSORBOARD_FOLDER}")
+
+    def close(self) -> None:
+        """Close the files and the progress bar."""
+        self.metrics.close()
+        self.display.close()
