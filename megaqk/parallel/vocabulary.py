@@ -104,10 +104,8 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, *, first: int, 
         (B, S), equal on every rank of the group.
     """
     if tp.size == 1:
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-        )
-        return losses.view_as(labels)
+        scores = logits.flatten(0, 1).float()
+        return F.cross_entropy(scores, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none").view_as(labels)
     losses: Tensor = _VocabParallelCrossEntropy.apply(logits, labels, first, tp)  # type: ignore[no-untyped-call]
     return losses.masked_fill(labels == IGNORE_INDEX, 0.0)
 
