@@ -1,0 +1,187 @@
+"""The resolved plan of a run as text: everything that is known before a process starts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megaqk.config.checks import Layout, padded_vocab_size
+from megaqk.config.data import DataConfig
+from megaqk.config.root import Config
+from megaqk.data.manifest import read_manifest
+from megaqk.data.tokenizer import load_tokenizer
+from megaqk.errors import UserError
+from megaqk.model.parameters import ParameterInfo
+from megaqk.optim.groups import ParameterGroup
+from megaqk.optim.rates import Rates
+from megaqk.optim.schedules import lr_factor
+from megaqk.optim.timing import Clock
+from megaqk.parallel.topology import ParallelDims
+
+RANKS_SHOWN = 16
+"""Longest list of ranks that is shown whole."""
+
+
+def vocabulary_rows(config: Config) -> int:
+    """Rows of the embedding, as far as it can be told before the data is prepared.
+
+    Args:
+        config: The run.
+
+    Returns:
+        `model.vocab_size` where it is given; else the padded size of the tokenizer, of the corpus's record, or of the
+        tokenizer that will be trained.
+
+    Raises:
+        UserError: Where the tokenizer cannot be read, or a corpus has neither a tokenizer nor a record.
+    """
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    return padded_vocab_size(_tokenizer_size(config.data), config.model.vocab_multiple_of, config.parallel.tensor)
+
+
+def _tokenizer_size(data: DataConfig) -> int:
+    if data.tokenizer is not None:
+        return load_tokenizer(data.tokenizer).vocab_size
+    if data.corpus is None:
+        return data.vocab_size
+    manifest = read_manifest(Path(data.corpus))
+    if manifest is None:
+        raise UserError(f"data.tokenizer = null: must be given for data.corpus = {data.corpus}, which has no manifest")
+    return manifest.vocab_size
+
+
+def resolved_plan(
+    config: Config, layout: Layout, parameters: Sequence[ParameterInfo], groups: Sequence[ParameterGroup]
+) -> str:
+    """Describe a run.
+
+    Args:
+        config: The run.
+        layout: Its layout over the processes.
+        parameters: Every parameter of the whole model.
+        groups: The optimizer groups.
+
+    Returns:
+        Several paragraphs and tables for a terminal, without a newline at the end.
+    """
+    return "\n\n".join(
+        (
+            _summary(config, layout, parameters),
+            "Stages\n" + _stages(config, layout, parameters),
+            "Ranks\n" + _ranks(layout),
+            "Parameter groups, and their multiplier when so many steps have been taken\n" + _groups(config, groups),
+        )
+    )
+
+
+def _summary(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]) -> str:
+    training, model = config.training, config.model
+    total = sum(parameter.numel for parameter in parameters)
+    embedding = sum(parameter.numel for parameter in parameters if parameter.projection == "embedding")
+    lines = [
+        ("run", config.run.dir),
+        (
+            "length",
+            f"{training.steps:,} steps x {training.global_batch_size} samples x {training.sequence_length} tokens = "
+            f"{training.steps * training.tokens_per_step:,} tokens",
+        ),
+        (
+            "model",
+            f"{model.num_layers} layers, hidden {model.hidden_size}, {model.num_heads} heads "
+            f"({model.kv_heads} key/value) of {model.head_size}, {model.feed_forward} {model.ffn_width}, {model.norm}, "
+            f"{model.positions} positions",
+        ),
+        ("parameters", f"{total:,}, of which {embedding:,} in embeddings and head"),
+        (
+            "processes",
+            f"{layout.world_size} = pipeline {layout.pipeline} x data {layout.data} x tensor {layout.tensor}, "
+            f"ZeRO-{config.parallel.zero_stage}, {training.precision}",
+        ),
+        (
+            "a step",
+            f"{layout.micro_batches} micro-batches of {training.micro_batch_size} samples on every replica, "
+            f"pipeline bubble {layout.bubble_fraction:.1%}",
+        ),
+    ]
+    return "\n".join(f"{name:<12}{text}" for name, text in lines)
+
+
+def _stages(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]) -> str:
+    head = "tied head" if config.model.tied_embedding else "head"
+    rows = [("stage", "layers", "parameters", "on each rank")]
+    for stage, (first, end) in enumerate(layout.layers_per_stage):
+        owned = [parameter for parameter in parameters if stage in _stages_of(parameter, config, layout)]
+        parts = ["none" if first == end else f"{first}-{end - 1}" if end - first > 1 else f"{first}"]
+        parts += ["embedding"] * (stage == 0) + [head] * (stage == layout.pipeline - 1)
+        local = sum(p.numel // (1 if p.shard_dim is None else layout.tensor) for p in owned)
+        rows.append((str(stage), " + ".join(parts), f"{sum(p.numel for p in owned):,}", f"{local:,}"))
+    return _table(rows)
+
+
+def _stages_of(parameter: ParameterInfo, config: Config, layout: Layout) -> tuple[int, ...]:
+    """The stages that hold a parameter; a tied embedding is held by the first and by the last."""
+    last = layout.pipeline - 1
+    if parameter.layer is not None:
+        return tuple(
+            stage for stage, (first, end) in enumerate(layout.layers_per_stage) if first <= parameter.layer < end
+        )
+    if not parameter.name.startswith("embedding"):
+        return (last,)
+    tied = config.model.tied_embedding and parameter.name.startswith("embedding.")
+    return (0, last) if tied else (0,)
+
+
+def _ranks(layout: Layout) -> str:
+    dims = ParallelDims(pipeline=layout.pipeline, data=layout.data, tensor=layout.tensor)
+    rows = [[str(rank), *map(str, dims.coordinate(rank))] for rank in range(dims.world_size)]
+    if dims.world_size > RANKS_SHOWN:
+        half = RANKS_SHOWN // 2
+        rows = [*rows[:half], ["..."] * 4, *rows[-half:]]
+    return _table([["rank", "pipeline", "data", "tensor"], *rows])
+
+
+def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
+    rates, steps = Rates(config, groups), key_steps(config, groups)
+    rows = [("group", "tensors", "parameters", "decay", *(f"{step:,}" for step in steps))]
+    for group in groups:
+        decay = f"{config.optimizer.weight_decay:g}" if group.decay else "0"
+        values = (f"{rates.multiplier(group, step):.4g}" for step in steps)
+        rows.append((group.name, str(len(group.parameters)), f"{group.numel:,}", decay, *values))
+    factors = (lr_factor(config.schedule, step, config.training.steps) for step in steps)
+    rows.append(("lr at multiplier 1", "", "", "", *(f"{config.optimizer.lr * factor:.3g}" for factor in factors)))
+    return _table(rows)
+
+
+def key_steps(config: Config, groups: Sequence[ParameterGroup]) -> list[int]:
+    """Steps at which the rates are worth showing.
+
+    Args:
+        config: The run.
+        groups: The optimizer groups.
+
+    Returns:
+        The first and the last step and, for each rule, the end of the hold, the middle and the end of the release,
+        as far as they lie within the run; ascending.
+    """
+    clock, last = Clock.of(config.training), config.training.steps - 1
+    steps = {0, last}
+    for rule in (group.rule for group in groups if group.rule is not None):
+        hold, end = (clock.first_step(rule.unit, value) for value in (rule.hold, rule.end))
+        steps.update((hold, (hold + end) // 2, end))
+    return sorted(step for step in steps if step <= last)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, the first to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if number else f"{cell:<{width}}"
+            for cell, width, number in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell == "..." or cell[0].isdigit()

@@ -1,0 +1,122 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megaqk.config.checks import check_world
+from megaqk.config.loading import build_config
+from megaqk.errors import UserError
+from megaqk.model.parameters import ParameterInfo
+from megaqk.optim.groups import plan_groups
+from megaqk.planning import key_steps, resolved_plan, vocabulary_rows
+
+MODEL = {"num_layers": 2, "hidden_size": 8, "num_heads": 2}
+
+
+def parameter(name: str, shape: tuple[int, ...], projection: Any, layer: int | None, dim: int | None) -> ParameterInfo:
+    return ParameterInfo(name=name, shape=shape, layer=layer, projection=projection, shard_dim=dim)
+
+
+PARAMETERS = (
+    parameter("embedding.weight", (16, 8), "embedding", None, 0),
+    parameter("embedding_output.positions.weight", (4, 8), "embedding", None, None),
+    *(parameter(f"layers.{layer}.query_weight", (8, 8), "query", layer, 0) for layer in (0, 1)),
+    *(parameter(f"layers.{layer}.key_weight", (8, 8), "key", layer, 0) for layer in (0, 1)),
+    parameter("final_norm.norm.weight", (8,), "norm", None, None),
+)
+
+
+def plan(world_size: int, **sections: Any) -> str:
+    config = build_config({"model": MODEL, **sections})
+    return resolved_plan(config, check_world(config, world_size), PARAMETERS, plan_groups(config, PARAMETERS))
+
+
+def test_the_plan_of_a_small_run() -> None:
+    text = plan(
+        4,
+        run={"dir": "runs/small"},
+        parallel={"tensor": 2, "pipeline": 2},
+        optimizer={"lr": 0.001},
+        schedule={"kind": "constant"},
+        training={"steps": 100, "global_batch_size": 8, "micro_batch_size": 2, "sequence_length": 4},
+        qk_timing={"enabled": True, "multiplier": 0.5},
+    )
+    assert text == "\n".join(
+        (
+            "run         runs/small",
+            "length      100 steps x 8 samples x 4 tokens = 3,200 tokens",
+            "model       2 layers, hidden 8, 2 heads (2 key/value) of 4, gelu 32, layernorm, learned positions",
+            "parameters  424, of which 160 in embeddings and head",
+            "processes   4 = pipeline 2 x data 1 x tensor 2, ZeRO-1, fp32",
+            "a step      4 micro-batches of 2 samples on every replica, pipeline bubble 20.0%",
+            "",
+            "Stages",
+            "stage         layers  parameters  on each rank",
+            "    0  0 + embedding         288           160",
+            "    1  1 + tied head         264           136",
+            "",
+            "Ranks",
+            "rank  pipeline  data  tensor",
+            "   0         0     0       0",
+            "   1         0     0       1",
+            "   2         1     0       0",
+            "   3         1     0       1",
+            "",
+            "Parameter groups, and their multiplier when so many steps have been taken",
+            "group               tensors  parameters  decay      0     10     15     20     99",
+            "decay                     4         288    0.1      1      1      1      1      1",
+            "no_decay                  1           8      0      1      1      1      1      1",
+            "upper_qk                  2         128    0.1    0.5    0.5   0.75      1      1",
+            "lr at multiplier 1                              0.001  0.001  0.001  0.001  0.001",
+        )
+    )
+
+
+def test_an_untied_head_is_held_by_the_last_stage_alone() -> None:
+    config = build_config({"model": {**MODEL, "tied_embedding": False}, "parallel": {"pipeline": 2}})
+    parameters = (*PARAMETERS, parameter("head.weight", (16, 8), "embedding", None, 0))
+    lines = resolved_plan(config, check_world(config, 2), parameters, plan_groups(config, parameters)).splitlines()
+    assert lines[9].split() == ["0", "0", "+", "embedding", "288", "288"]
+    assert lines[10].split() == ["1", "1", "+", "head", "264", "264"]
+
+
+def test_a_stage_without_layers_is_shown() -> None:
+    lines = plan(3, parallel={"pipeline": 3, "layers_per_stage": [0, 2, 0]}).splitlines()
+    assert lines[9].split()[1:4] == ["none", "+", "embedding"]
+    assert lines[10].split()[1] == "0-1"
+
+
+def test_many_ranks_are_cut() -> None:
+    lines = plan(32, training={"global_batch_size": 32, "micro_batch_size": 1}).splitlines()
+    first = lines.index("Ranks") + 2
+    assert lines[first + 8].split() == ["...", "...", "...", "..."]
+    assert lines[first + 16].split() == ["31", "0", "31", "0"]
+
+
+@pytest.mark.parametrize(
+    ("timing", "steps"),
+    [
+        ({"enabled": False}, [0, 999]),
+        ({"enabled": True, "hold": 0.5, "release_end": 1.0}, [0, 500, 750, 999]),
+        ({"enabled": True, "unit": "steps", "hold": 10, "release": "step"}, [0, 10, 999]),
+        ({"enabled": True, "unit": "tokens", "hold": 32768, "release_end": 98304}, [0, 1, 2, 3, 999]),
+    ],
+)
+def test_the_steps_worth_showing(timing: dict[str, Any], steps: list[int]) -> None:
+    config = build_config({"model": MODEL, "qk_timing": timing})
+    assert key_steps(config, plan_groups(config, PARAMETERS)) == steps
+
+
+def test_the_vocabulary_is_given_or_that_of_the_tokenizer_to_be_trained() -> None:
+    assert vocabulary_rows(build_config({"model": {"vocab_size": 1000}})) == 1000
+    data = {"text": "builtin", "vocab_size": 1000}
+    assert vocabulary_rows(build_config({"data": data})) == 1024
+    assert vocabulary_rows(build_config({"data": data, "model": {"vocab_multiple_of": 8}})) == 1000
+
+
+def test_a_tokenizer_or_corpus_that_is_missing_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(UserError, match="missing"):
+        vocabulary_rows(build_config({"data": {"text": "builtin", "tokenizer": str(missing)}}))
+    with pytest.raises(UserError, match=r"^data.tokenizer = null: must be given for data.corpus = "):
+        vocabulary_rows(build_config({"data": {"corpus": str(missing)}}))
