@@ -27,7 +27,7 @@ from megaqk.data.manifest import Manifest, manifest_path, measured, read_manifes
 from megaqk.data.progress import Progress
 from megaqk.data.sources import Source
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
-from megaqk.data.writer import write_index
+from megaqk.data.writer import IndexPart, write_index
 from megaqk.errors import UserError
 
 JOURNAL_EVERY_SECONDS = 5.0
@@ -221,7 +221,7 @@ def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal
     def index() -> None:
         if comm.rank == 0:
             lengths = np.memmap(lengths_path(prefix), dtype="<i4", mode="r", shape=(journal.documents,))
-            write_index(prefix, token_dtype(tokenizer.vocab_size), lengths)
+            write_index(prefix, token_dtype(tokenizer.vocab_size), [IndexPart(lengths)])
 
     agreed(comm, index)
     files = {

@@ -1,7 +1,10 @@
 """Tokenising chunks, in this process or on all cores, in order."""
 
+import contextlib
 import multiprocessing
 import os
+import sys
+import types
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -89,6 +92,18 @@ def _work(chunk: Chunk) -> Encoded:
     return encode_chunk(chunk, *_worker)
 
 
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    # Spawned processes import the main module again, which may be slow to import (torch) or do things when imported;
+    # tokenising needs none of it. The pool starts them when work is submitted.
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def encode_in_order(
     chunks: Iterable[tuple[_Tag, Chunk]], recipe: Recipe, *, workers: int
 ) -> Iterator[tuple[_Tag, Encoded]]:
@@ -110,7 +125,8 @@ def encode_in_order(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(recipe,)) as pool:
         try:
             for tag, chunk in chunks:
-                waiting.append((tag, pool.submit(_work, chunk)))
+                with _no_main_module():
+                    waiting.append((tag, pool.submit(_work, chunk)))
                 if len(waiting) >= 2 * workers:
                     done, future = waiting.popleft()
                     yield done, future.result()

@@ -8,6 +8,7 @@ only their turns.
 
 from collections.abc import Iterator, Sequence
 
+from megaqk.data.documents import texts_of
 from megaqk.data.lines import Chunk
 from megaqk.data.sources import Source
 
@@ -56,3 +57,24 @@ class Lanes:
                 elif step >= from_step and self._owner(step, lane) == self._rank:
                     yield (step, lane), chunk
             step += 1
+
+
+def iterate_texts(sources: Sequence[Source], *, skip_bad: bool = False, max_bytes: int | None = None) -> Iterator[str]:
+    """Yield the usable documents in the order of a corpus made from these sources, in this process.
+
+    Args:
+        sources: The inputs.
+        skip_bad: Leave malformed documents out instead of stopping.
+        max_bytes: Stop after about so many bytes of text, which come from all inputs alike.
+
+    Raises:
+        UserError: An input is unreadable, or a document is malformed and `skip_bad` is off.
+    """
+    left = max_bytes
+    for (_, lane), chunk in Lanes(sources, rank=0, size=1).chunks(0):
+        for text in texts_of(chunk, sources[lane].text_field, skip_bad=skip_bad)[0]:
+            yield text
+            if left is not None:
+                left -= len(text.encode())
+                if left <= 0:
+                    return

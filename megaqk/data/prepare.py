@@ -11,8 +11,9 @@ from megaqk.data.build import build_corpus
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe, available_cores
 from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, written_whole
+from megaqk.data.lanes import iterate_texts
 from megaqk.data.manifest import FORMAT, read_manifest, sizes_match
-from megaqk.data.sources import Source, find_sources, iterate_texts
+from megaqk.data.sources import Source, find_sources
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
 from megaqk.errors import UserError
@@ -51,7 +52,7 @@ def prepare(config: DataConfig) -> PreparedData:
     if config.corpus is not None:
         return _given_corpus(Path(config.corpus), config.tokenizer)
     assert config.text is not None, "DataConfig asks for exactly one of corpus and text"
-    patterns = [str(_builtin_file())] if config.text == BUILTIN else [config.text]
+    patterns = [str(builtin_file())] if config.text == BUILTIN else [config.text]
     sources = find_sources(patterns, key="data.text", text_field=config.text_field)
     key = _key(config, sources)
     directory = Path(config.cache_dir) / key
@@ -63,7 +64,8 @@ def prepare(config: DataConfig) -> PreparedData:
     return found
 
 
-def _builtin_file() -> Path:
+def builtin_file() -> Path:
+    """Return the path of the shipped text."""
     return Path(str(resources.files("megaqk.data") / "assets" / "english.jsonl.xz"))
 
 
@@ -73,7 +75,7 @@ def _key(config: DataConfig, sources: list[Source]) -> str:
     shipped = config.text == BUILTIN
     recipe = {
         "format": FORMAT,
-        "text": sha256_of(_builtin_file()) if shipped else [source.state() for source in sources],
+        "text": sha256_of(builtin_file()) if shipped else [source.state() for source in sources],
         "tokenizer": config.vocab_size if config.tokenizer is None else sha256_of(Path(config.tokenizer)),
         "skip_bad": config.bad_documents == "skip",
     }

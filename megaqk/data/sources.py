@@ -5,7 +5,7 @@ can pass over what it has done without parsing it. Everything else goes through 
 """
 
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -149,16 +149,3 @@ def find_sources(
             )
         found += [(str(path), _file_builder(path)) for path in paths]
     return [Source(name, builder, text_field, text_unit, dataset_split, configuration) for name, builder in found]
-
-
-def iterate_texts(sources: Sequence[Source], *, skip_bad: bool = False) -> Iterator[str]:
-    """Yield the usable documents of all sources in order, in this process.
-
-    Raises:
-        UserError: An input is unreadable, or a document is not usable and `skip_bad` is off.
-    """
-    from megaqk.data.documents import texts_of
-
-    for source in sources:
-        for chunk in source.chunks():
-            yield from texts_of(chunk, source.text_field, skip_bad=skip_bad)[0]

@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Return the ids of a text, shape (number of tokens,), without an end of document."""
 
-    def encode_batch(self, texts: Sequence[str], *, num_threads: int = 1) -> Sequence[npt.NDArray[np.int32]]:
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         """Return the ids of each text."""
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
@@ -69,11 +69,9 @@ class SentencePieceTokenizer:
         ids: npt.NDArray[np.int32] = self._processor.encode(text, out_type="numpy")
         return ids
 
-    def encode_batch(self, texts: Sequence[str], *, num_threads: int = 1) -> Sequence[npt.NDArray[np.int32]]:
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         """Return the ids of each text."""
-        ids: list[npt.NDArray[np.int32]] = self._processor.encode(
-            list(texts), out_type="numpy", num_threads=num_threads
-        )
+        ids: list[npt.NDArray[np.int32]] = self._processor.encode(list(texts), out_type="numpy", num_threads=1)
         return ids
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
@@ -86,9 +84,16 @@ class SentencePieceTokenizer:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Open a tokenizer file.
+    """Open a sentencepiece `.model` or a Hugging Face `tokenizer.json`.
 
     Raises:
         UserError: The file is missing, is no tokenizer or has no end-of-document token.
     """
-    return SentencePieceTokenizer(Path(path))
+    path = Path(path)
+    if path.suffix == ".json":
+        from megaqk.data.hf_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(path)
+    if path.suffix != ".model":
+        raise UserError(f"{path}: a tokenizer must be a sentencepiece .model or a tokenizer.json")
+    return SentencePieceTokenizer(path)

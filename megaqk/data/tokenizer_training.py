@@ -12,6 +12,9 @@ from megaqk.errors import UserError
 
 # Longer lines would be dropped by the trainer without a word; it holds all of its input in memory anyway.
 _LONGEST_LINE = 1 << 24
+# The unigram trainer adds up in an order that depends on how many threads it has: the same number on every machine
+# makes the same tokenizer. Threads beyond the cores cost next to nothing.
+_THREADS = 16
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -28,7 +31,6 @@ def train_sentencepiece(
     vocab_size: int,
     kind: Literal["bpe", "unigram"] = "bpe",
     special_tokens: Sequence[str] = (),
-    num_threads: int = 1,
     sample_lines: int = 0,
     vocab_size_key: str = "vocab_size",
 ) -> bytes:
@@ -39,7 +41,6 @@ def train_sentencepiece(
         vocab_size: Number of ids, all special ones included.
         kind: Byte-pair encoding or a unigram language model.
         special_tokens: Texts that always become one id each.
-        num_threads: Threads of the trainer; the result does not depend on it.
         sample_lines: Train on this many lines drawn at random (with a fixed seed); 0 takes all.
         vocab_size_key: What the user calls `vocab_size`, for messages.
 
@@ -56,7 +57,7 @@ def train_sentencepiece(
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,
-            num_threads=num_threads,
+            num_threads=_THREADS,
             input_sentence_size=sample_lines,
             shuffle_input_sentence=sample_lines > 0,
             max_sentence_length=_LONGEST_LINE,

@@ -30,7 +30,7 @@ def test_every_text_comes_back(model: Path, text: str) -> None:
 
 def test_a_batch_is_its_texts(model: Path) -> None:
     tokenizer = load_tokenizer(model)
-    batch = tokenizer.encode_batch(TEXTS[:20], num_threads=2)
+    batch = tokenizer.encode_batch(TEXTS[:20])
     assert [ids.tolist() for ids in batch] == [tokenizer.encode(text).tolist() for text in TEXTS[:20]]
 
 

@@ -1,0 +1,58 @@
+"""A Hugging Face `tokenizer.json`, through the `tokenizers` library."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from megaqk.data.files import os_errors_named
+from megaqk.errors import UserError
+
+# What the common model families call the end of a document.
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<eod>", "[SEP]")
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json` file; see `tokenizer.Tokenizer`."""
+
+    def __init__(self, path: Path) -> None:
+        with os_errors_named(path):
+            text = path.read_text(encoding="utf-8", errors="replace")
+        self.path = path
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"{path}: not a tokenizer.json") from error
+        # Documents are taken whole, and a special token spelled out in a text is text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not ids:
+            raise UserError(f"{path}: its vocabulary is empty")
+        # Ids may have gaps: what the embedding must hold is the largest, not the count.
+        self.vocab_size = max(ids.values()) + 1
+        ends = [ids[end] for end in _ENDS if end in ids]
+        if not ends:
+            raise UserError(f"{path}: no end-of-document token: must have one of {', '.join(_ENDS)}")
+        self.eod_id = ends[0]
+
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the ids of a text, shape (number of tokens,), without an end of document."""
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
+        """Return the ids of each text."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
+        """Return the text of ids; an end of document decodes to nothing."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def piece(self, token: int) -> str:
+        """Return the vocabulary's own spelling of an id, or nothing where the id has none."""
+        return self._tokenizer.id_to_token(int(token)) or ""

@@ -1,0 +1,128 @@
+"""What `data inspect` and `tokenizer inspect` print."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from megaqk.data.checksum import block_checksum
+from megaqk.data.indexed import IndexedCorpus, data_path
+from megaqk.data.manifest import Manifest, read_manifest
+from megaqk.data.tokenizer import Tokenizer
+from megaqk.errors import UserError
+
+_BLOCK = 1 << 24
+_SHOWN_CHARACTERS = 300
+
+
+def describe_corpus(corpus: IndexedCorpus) -> list[str]:
+    """Return lines with the counts and the distribution of document lengths."""
+    # Where each sequence starts, and where the last one ends; documents are runs of sequences.
+    starts = np.append(corpus.offsets, corpus.num_tokens * corpus.dtype.itemsize) // corpus.dtype.itemsize
+    lengths = np.diff(starts[corpus.documents])
+    lines = [
+        f"documents        {corpus.num_documents:,}",
+        f"tokens           {corpus.num_tokens:,} ({corpus.dtype.name})",
+    ]
+    if corpus.num_documents:
+        low, median, high, longest = np.percentile(lengths, [0, 50, 95, 100], method="nearest")
+        lines.append(
+            f"document length  mean {lengths.mean():,.1f}, shortest {low:,}, median {median:,}, 95 % {high:,}, "
+            f"longest {longest:,}; {int((lengths == 0).sum()):,} empty"
+        )
+    manifest = read_manifest(corpus.prefix)
+    if manifest is None:
+        return [*lines, "manifest         none"]
+    lines.append(
+        f"tokenizer        {manifest.tokenizer}, {manifest.vocab_size:,} ids, end of document {manifest.eod_id}, "
+        f"sha256 {manifest.tokenizer_sha256[:16]}"
+    )
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.skipped.items()))
+    return [*lines, f"left out         {left_out or 'nothing'}"]
+
+
+def verify_corpus(corpus: IndexedCorpus, *, vocab_size: int | None) -> list[str]:
+    """Read all of a corpus, and return a line for each thing found good.
+
+    Args:
+        corpus: The corpus.
+        vocab_size: Ids of its tokenizer; None takes the manifest's.
+
+    Raises:
+        UserError: A checksum differs from the manifest's, or a token is outside the vocabulary.
+    """
+    manifest = read_manifest(corpus.prefix)
+    good = []
+    if manifest is not None:
+        good.append(_verify_files(corpus.prefix, manifest))
+        vocab_size = vocab_size or manifest.vocab_size
+    if vocab_size is not None:
+        check_tokens(corpus, vocab_size)
+        good.append(f"tokens           all in [0, {vocab_size:,})")
+    return good
+
+
+def _verify_files(prefix: Path, manifest: Manifest) -> str:
+    for name, entry in manifest.files.items():
+        path = prefix.parent / name
+        if (
+            path.stat().st_size != entry["bytes"]
+            or block_checksum(path, threads=os.cpu_count() or 1) != (entry["checksum"])
+        ):
+            raise UserError(f"{path}: its checksum is not the manifest's: it was changed or damaged after it was made")
+    return "checksums        as in the manifest"
+
+
+def check_tokens(corpus: IndexedCorpus, vocab_size: int) -> None:
+    """Read every token.
+
+    Raises:
+        UserError: One is outside [0, vocab_size); the message says which and where.
+    """
+    for begin in range(0, corpus.num_tokens, _BLOCK):
+        block = corpus.tokens[begin : begin + _BLOCK]
+        if int(block.max()) >= vocab_size or int(block.min()) < 0:
+            at = begin + int(np.argmax((block >= vocab_size) | (block < 0)))
+            raise UserError(
+                f"{data_path(corpus.prefix)}: token {int(corpus.tokens[at])} at position {at} is outside the "
+                f"vocabulary, [0, {vocab_size})"
+            )
+
+
+def first_documents(corpus: IndexedCorpus, tokenizer: Tokenizer, count: int) -> list[str]:
+    """Return the beginnings of the first documents, decoded, a line each."""
+    shown = []
+    for number in range(min(count, corpus.num_documents)):
+        text = tokenizer.decode(corpus.document(number)[:_SHOWN_CHARACTERS])
+        shown.append(f"document {number}: {text[:_SHOWN_CHARACTERS]!r}")
+    return shown
+
+
+def describe_tokenizer(tokenizer: Tokenizer, *, pieces: int) -> list[str]:
+    """Return lines with the size, the end of document and a sample of pieces spread over the vocabulary."""
+    sample = np.unique(np.linspace(0, tokenizer.vocab_size - 1, pieces).astype(np.int64))
+    return [
+        f"tokenizer        {tokenizer.path.name}, {tokenizer.vocab_size:,} ids",
+        f"end of document  {tokenizer.eod_id} {tokenizer.piece(tokenizer.eod_id)!r}",
+        *(f"  {token:>8} {tokenizer.piece(token)!r}" for token in map(int, sample)),
+    ]
+
+
+def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """Return lines with tokens per word and bytes per token on texts, and how much of them the ids do not give back."""
+    words = size = tokens = changed = documents = 0
+    for text in texts:
+        ids = tokenizer.encode(text)
+        documents += 1
+        words += len(text.split())
+        size += len(text.encode())
+        tokens += len(ids)
+        changed += tokenizer.decode(ids) != text
+    if not tokens:
+        raise UserError("the text to measure on is empty")
+    return [
+        f"text             {documents:,} documents, {size:,} bytes, {words:,} words, {tokens:,} tokens",
+        f"fertility        {tokens / max(words, 1):.3f} tokens per word, {size / tokens:.3f} bytes per token",
+        f"not given back   {changed:,} documents",
+    ]
