@@ -63,7 +63,7 @@ def build_config(raw: dict[str, Any]) -> Config:
     except ValidationError as error:
         problems = describe(error)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise UserError(problems[0] + more)
+    raise UserError(" ".join(problems[0].splitlines()) + more)
 
 
 def dump_config(config: Config) -> str:
