@@ -1,18 +1,67 @@
 """Where the tokens come from."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from megaqk.config.base import Section
 
+Fractions = tuple[float, float, float]
+
+
+def _check_split(split: Fractions) -> None:
+    if any(not 0 <= part <= 1 for part in split) or not math.isclose(sum(split), 1, abs_tol=1e-6):
+        raise ValueError(f"split = {list(split)}: must be three fractions that add up to 1")
+
+
+class SourceConfig(Section):
+    """One of several corpora that a run draws from."""
+
+    corpus: str = Field(description="Prefix of a Megatron corpus, as data.corpus.")
+    weight: float = Field(ge=0, description="Share of the samples, relative to the other sources' weights.")
+    name: str = Field("", description="What stages call it; default: the last part of corpus.")
+    split: Fractions | None = Field(None, strict=False, description="As data.split, for this source.")
+
+    @property
+    def label(self) -> str:
+        """The name, given or derived."""
+        return self.name or self.corpus.rsplit("/", 1)[-1]
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        if self.split is not None:
+            _check_split(self.split)
+        return self
+
+
+class StageConfig(Section):
+    """New weights from a point of the run on; sources that are not named are not drawn."""
+
+    start_step: int | None = Field(None, ge=1, description="First step; moves if the global batch size changes.")
+    start_tokens: int | None = Field(None, ge=1, description="Tokens trained on before; rounded up to a whole sample.")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(description="Source name -> weight.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "StageConfig":
+        if (self.start_step is None) == (self.start_tokens is None):
+            raise ValueError("give exactly one of start_step and start_tokens")
+        if not any(self.weights.values()):
+            raise ValueError(f"weights = {self.weights}: at least one must be above 0")
+        return self
+
 
 class DataConfig(Section):
-    """A prepared corpus, or a raw text that is prepared on first use; exactly one of the two."""
+    """A prepared corpus, a blend of several, or a raw text that is prepared on first use; exactly one of them."""
 
     corpus: str | None = Field(
         None, description="Prefix of a Megatron corpus: PREFIX.bin and PREFIX.idx, relative to the working directory."
+    )
+    sources: tuple[SourceConfig, ...] | None = Field(
+        None, strict=False, min_length=1, description="Corpora to blend, all made with data.tokenizer."
+    )
+    stages: tuple[StageConfig, ...] = Field(
+        (), strict=False, description="Changes of the sources' weights, in the order in which they come."
     )
     text: str | None = Field(
         None, description="Raw text to prepare on first use: a file, a glob pattern, or builtin for the shipped text."
@@ -26,7 +75,7 @@ class DataConfig(Section):
     )
     cache_dir: str = Field("cache/data", description="Directory in which what is made from text is kept.")
     vocab_size: int = Field(4096, ge=2, description="Size of the tokenizer trained on text when none is given.")
-    split: tuple[float, float, float] = Field(
+    split: Fractions = Field(
         (0.9, 0.05, 0.05),
         strict=False,
         description="Fractions of the documents, in file order, for training, validation and test.",
@@ -35,8 +84,26 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if (self.corpus is None) == (self.text is None):
-            raise ValueError(f"corpus = {self.corpus}, text = {self.text}: give exactly one of the two")
-        if any(not 0 <= part <= 1 for part in self.split) or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
-            raise ValueError(f"split = {list(self.split)}: must be three fractions that add up to 1")
+        given = [name for name in ("corpus", "sources", "text") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of corpus, sources and text; got {', '.join(given) or 'none'}")
+        _check_split(self.split)
+        if self.sources is not None:
+            self._check_blend(self.sources)
+        elif self.stages:
+            raise ValueError("stages: need sources, whose weights they change")
         return self
+
+    def _check_blend(self, sources: tuple[SourceConfig, ...]) -> None:
+        labels = [source.label for source in sources]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"sources: two are called {label}; give them names")
+        if self.tokenizer is None:
+            raise ValueError("tokenizer = null: must be given with sources")
+        if not any(source.weight for source in sources):
+            raise ValueError("sources: at least one weight must be above 0")
+        for stage in self.stages:
+            unknown = [name for name in stage.weights if name not in labels]
+            if unknown:
+                raise ValueError(f"stages: no source is called {unknown[0]}, the names are {', '.join(labels)}")

@@ -29,6 +29,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _BLOCK = 1 << 20
+_LARGE = 1 << 24
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -63,8 +64,13 @@ class IndexedCorpus:
         documents: Sequence boundaries of the documents, shape (num_documents + 1,), int64.
     """
 
-    def __init__(self, prefix: Path | str) -> None:
+    def __init__(self, prefix: Path | str, *, trusted: bool = False) -> None:
         """Map and check the two files.
+
+        Args:
+            prefix: Path without extension.
+            trusted: Check only the ends of an index too large to be read in a moment. Whatever it holds, tokens are
+                taken from the mapped data alone.
 
         Raises:
             UserError: A file is missing or the two do not describe one well-formed corpus.
@@ -99,16 +105,17 @@ class IndexedCorpus:
         self.offsets = np.frombuffer(index, dtype="<i8", count=num_sequences, offset=at)
         at += 8 * num_sequences
         self.documents = np.frombuffer(index, dtype="<i8", count=num_entries, offset=at)
-        self._check()
+        self._check(ends_only=trusted and num_sequences > _LARGE)
 
     def _error(self, what: str) -> UserError:
         return UserError(f"{self.path}: {what}")
 
-    def _check(self) -> None:
+    def _check(self, *, ends_only: bool) -> None:
         # Sequences must lie back to back, as Megatron writes them: samples are then slices of one array, and the
         # offsets serve as the running sum of lengths that packing needs, without building one.
-        expected = 0
-        for begin in range(0, self.num_sequences, _BLOCK):
+        first = max(self.num_sequences - _BLOCK, 0) if ends_only else 0
+        expected = int(self.offsets[first]) if first else 0
+        for begin in range(first, self.num_sequences, _BLOCK):
             lengths = self.lengths[begin : begin + _BLOCK].astype(np.int64)
             if lengths.min() < 0:
                 at = begin + int(np.argmax(lengths < 0))
@@ -131,7 +138,7 @@ class IndexedCorpus:
             )
         if self.num_documents < 0 or self.documents[0] != 0 or self.documents[-1] != self.num_sequences:
             raise self._error(f"document entries must run from 0 to the number of sequences, {self.num_sequences}")
-        for begin in range(0, self.num_documents, _BLOCK):
+        for begin in range(max(self.num_documents - _BLOCK, 0) if ends_only else 0, self.num_documents, _BLOCK):
             block = self.documents[begin : begin + _BLOCK + 1]
             if (block[1:] < block[:-1]).any():
                 raise self._error(f"document entries after {begin} decrease: they must not")

@@ -13,6 +13,7 @@ from megaqk.data.tokenizer import Tokenizer
 from megaqk.errors import UserError
 
 _BLOCK = 1 << 24
+_SAMPLED_BLOCKS = 1024
 _SHOWN_CHARACTERS = 300
 
 
@@ -74,14 +75,16 @@ def _verify_files(prefix: Path, manifest: Manifest) -> str:
     return "checksums        as in the manifest"
 
 
-def check_tokens(corpus: IndexedCorpus, vocab_size: int) -> None:
-    """Read every token.
+def check_tokens(corpus: IndexedCorpus, vocab_size: int, *, at_most: int | None = None) -> None:
+    """Read every token, or about `at_most` of them in blocks spread over the corpus.
 
     Raises:
         UserError: One is outside [0, vocab_size); the message says which and where.
     """
-    for begin in range(0, corpus.num_tokens, _BLOCK):
-        block = corpus.tokens[begin : begin + _BLOCK]
+    size = _BLOCK if at_most is None or corpus.num_tokens <= at_most else max(at_most // _SAMPLED_BLOCKS, 1)
+    stride = _BLOCK if size == _BLOCK else corpus.num_tokens // _SAMPLED_BLOCKS
+    for begin in range(0, corpus.num_tokens, stride):
+        block = corpus.tokens[begin : begin + size]
         if int(block.max()) >= vocab_size or int(block.min()) < 0:
             at = begin + int(np.argmax((block >= vocab_size) | (block < 0)))
             raise UserError(

@@ -79,3 +79,12 @@ def sizes_match(prefix: Path, manifest: Manifest) -> bool:
     """Tell whether the files beside the manifest have the sizes it names; cheap, unlike their checksums."""
     paths = [prefix.parent / name for name in manifest.files]
     return all(path.is_file() and path.stat().st_size == manifest.files[path.name]["bytes"] for path in paths)
+
+
+def is_described(prefix: Path) -> bool:
+    """Tell whether a corpus has a manifest that its files fit, and so an index that was right when it was written."""
+    try:
+        manifest = read_manifest(prefix)
+    except UserError:
+        return False
+    return manifest is not None and sizes_match(prefix, manifest)

@@ -11,6 +11,8 @@ from megaqk.data.build import build_corpus
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe, available_cores
 from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, written_whole
+from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.inspection import check_tokens
 from megaqk.data.lanes import iterate_texts
 from megaqk.data.manifest import FORMAT, read_manifest, sizes_match
 from megaqk.data.sources import Source, find_sources
@@ -20,6 +22,8 @@ from megaqk.errors import UserError
 
 BUILTIN = "builtin"
 _SMALL_BYTES = 32 << 20
+# Read in a second; of larger corpora of unknown origin so many tokens are looked at, spread over the whole.
+_TOKENS_CHECKED = 1 << 28
 # More text makes the trainer slower, not its vocabulary better.
 _SAMPLE_LINES = 2_000_000
 
@@ -30,13 +34,13 @@ class PreparedData:
 
     Attributes:
         tokenizer: The tokenizer file; None where a corpus was given whose manifest stands in for it.
-        corpus: Prefix of the corpus.
+        corpora: Prefix of the corpus, or of each of data.sources in their order.
         vocab_size: Ids of the tokenizer, without padding for tensor parallelism.
         eod_id: The id that ends every document.
     """
 
     tokenizer: Path | None
-    corpus: Path
+    corpora: tuple[Path, ...]
     vocab_size: int
     eod_id: int
 
@@ -50,8 +54,10 @@ def prepare(config: DataConfig) -> PreparedData:
         UserError: The text, the tokenizer or the corpus is missing, malformed or does not fit the others.
     """
     if config.corpus is not None:
-        return _given_corpus(Path(config.corpus), config.tokenizer)
-    assert config.text is not None, "DataConfig asks for exactly one of corpus and text"
+        return _given((Path(config.corpus),), config.tokenizer)
+    if config.sources is not None:
+        return _given(tuple(Path(source.corpus) for source in config.sources), config.tokenizer)
+    assert config.text is not None, "DataConfig asks for exactly one of corpus, sources and text"
     patterns = [str(builtin_file())] if config.text == BUILTIN else [config.text]
     sources = find_sources(patterns, key="data.text", text_field=config.text_field)
     key = _key(config, sources)
@@ -91,7 +97,7 @@ def _find(directory: Path) -> PreparedData | None:
     if manifest is None or not sizes_match(prefix, manifest):
         return None
     tokenizer = directory / manifest.tokenizer
-    return PreparedData(tokenizer, prefix, manifest.vocab_size, manifest.eod_id) if tokenizer.is_file() else None
+    return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id) if tokenizer.is_file() else None
 
 
 def _make(config: DataConfig, sources: list[Source], directory: Path) -> PreparedData:
@@ -128,16 +134,22 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
     return made
 
 
-def _given_corpus(prefix: Path, tokenizer_path: str | None) -> PreparedData:
-    manifest = read_manifest(prefix)
+def _given(prefixes: tuple[Path, ...], tokenizer_path: str | None) -> PreparedData:
+    manifests = [read_manifest(prefix) for prefix in prefixes]
     if tokenizer_path is None:
+        manifest = manifests[0]
         if manifest is None:
-            raise UserError(f"data.tokenizer = null: must be given for data.corpus = {prefix}, which has no manifest")
-        return PreparedData(None, prefix, manifest.vocab_size, manifest.eod_id)
+            raise UserError(f"data.tokenizer = null: must be given: {prefixes[0]} has no manifest that describes one")
+        return PreparedData(None, prefixes, manifest.vocab_size, manifest.eod_id)
     tokenizer = load_tokenizer(tokenizer_path)
-    if manifest is not None and manifest.tokenizer_sha256 != sha256_of(Path(tokenizer_path)):
-        raise UserError(
-            f"data.tokenizer = {tokenizer_path}: must be the one that made data.corpus = {prefix}, "
-            "its checksum differs from the manifest's"
-        )
-    return PreparedData(tokenizer.path, prefix, tokenizer.vocab_size, tokenizer.eod_id)
+    checksum = sha256_of(tokenizer.path)
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        if manifest is None:
+            # Nothing says what made it; at least its tokens must be ids of this tokenizer.
+            check_tokens(IndexedCorpus(prefix), tokenizer.vocab_size, at_most=_TOKENS_CHECKED)
+        elif manifest.tokenizer_sha256 != checksum:
+            raise UserError(
+                f"data.tokenizer = {tokenizer_path}: must be the {manifest.tokenizer} that made {prefix}, "
+                "its checksum differs from the manifest's"
+            )
+    return PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, tokenizer.eod_id)

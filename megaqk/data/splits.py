@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from megaqk.config.data import DataConfig
+from megaqk.config.data import DataConfig, SourceConfig, StageConfig
+from megaqk.data.blend import BlendStream, Stage
 from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.manifest import is_described
 from megaqk.data.prepare import PreparedData
 from megaqk.data.stream import PackedStream, SampleStream, samples_in
 from megaqk.errors import UserError
@@ -37,37 +40,133 @@ def document_bounds(num_documents: int, split: Sequence[float]) -> list[int]:
     return bounds
 
 
-def open_splits(prepared: PreparedData, config: DataConfig, *, sequence_length: int, seed: int) -> Splits:
-    """Open the samples of a prepared corpus; it is memory-mapped, so this costs no memory of its size.
+def open_splits(
+    prepared: PreparedData,
+    config: DataConfig,
+    *,
+    sequence_length: int,
+    seed: int,
+    global_batch_size: int | None = None,
+) -> Splits:
+    """Open the samples of prepared corpora; they are memory-mapped, so this costs no memory of their size.
 
     Args:
         prepared: What `prepare` returned.
         config: The `data` section.
         sequence_length: Tokens a sample trains on.
         seed: Seed of the training order; data.seed takes its place where given.
+        global_batch_size: Samples of a step, which stages that start at a step are counted in.
 
     Returns:
-        The three parts.
+        The three parts. Of a blend, validation and test have the proportions of the start of the run and are as long
+        as no source repeats; sources without such a part are left out.
 
     Raises:
-        UserError: The corpus is malformed, or a part that data.split asks for is too small for one sample.
+        UserError: A corpus is malformed, or a part that a split asks for is too small for one sample.
     """
-    corpus = IndexedCorpus(prepared.corpus)
     order_seed = seed if config.seed is None else config.seed
-    bounds = document_bounds(corpus.num_documents, config.split)
-    streams: dict[str, SampleStream | None] = {}
-    for name, fraction, first, last in zip(NAMES, config.split, bounds[:-1], bounds[1:], strict=True):
+    if config.sources is None:
+        parts = _open_parts(
+            prepared.corpora[0],
+            config.split,
+            key="data.split",
+            sequence_length=sequence_length,
+            shuffle_key=("train", order_seed),
+            vocab_size=prepared.vocab_size,
+        )
+        train = parts[0]
+        if train is None:
+            raise UserError(f"data.split = {list(config.split)}: the first fraction, for training, must be above 0")
+        return Splits(train, parts[1], parts[2])
+    by_source = [
+        _open_parts(
+            prefix,
+            source.split or config.split,
+            key=f"data.split (of source {source.label})",
+            sequence_length=sequence_length,
+            # By name: adding or removing a source leaves the order inside the others as it was.
+            shuffle_key=("train", order_seed, source.label),
+            vocab_size=prepared.vocab_size,
+        )
+        for prefix, source in zip(prepared.corpora, config.sources, strict=True)
+    ]
+    stages = _stages(config.sources, config.stages, sequence_length, global_batch_size)
+    for number, source in enumerate(config.sources):
+        if by_source[number][0] is None and any(stage.weights[number] for stage in stages):
+            raise UserError(f"data.sources: {source.label} has a weight, but its split leaves nothing for training")
+    train_streams = [(parts[0], number) for number, parts in enumerate(by_source)]
+    kept = [(stream, number) for stream, number in train_streams if stream is not None]
+    train_stages = [Stage(one.start, tuple(one.weights[number] for _, number in kept)) for one in stages]
+    return Splits(
+        BlendStream([stream for stream, _ in kept], train_stages),
+        _held_out([parts[1] for parts in by_source], stages[0].weights),
+        _held_out([parts[2] for parts in by_source], stages[0].weights),
+    )
+
+
+def _open_parts(
+    prefix: Path,
+    split: Sequence[float],
+    *,
+    key: str,
+    sequence_length: int,
+    shuffle_key: tuple[int | str, ...],
+    vocab_size: int,
+) -> list[PackedStream | None]:
+    corpus = IndexedCorpus(prefix, trusted=is_described(prefix))
+    bounds = document_bounds(corpus.num_documents, split)
+    parts: list[PackedStream | None] = []
+    for name, fraction, first, last in zip(NAMES, split, bounds[:-1], bounds[1:], strict=True):
         begin, end = corpus.start_of(first), corpus.start_of(last)
-        if samples_in(end - begin, sequence_length):
-            key = ("train", order_seed) if name == "train" else None
-            streams[name] = PackedStream(corpus, begin, end, sequence_length=sequence_length, shuffle_key=key)
-        elif fraction > 0 or name == "train":
+        if fraction == 0:
+            parts.append(None)
+            continue
+        if not samples_in(end - begin, sequence_length):
             raise UserError(
-                f"data.split = {list(config.split)}: {name} gets {last - first} of {corpus.num_documents} documents "
-                f"with {end - begin} tokens, a sample takes training.sequence_length + 1 = {sequence_length + 1}"
+                f"{key} = {list(split)}: {name} gets {last - first} of {corpus.num_documents} documents with "
+                f"{end - begin} tokens, a sample takes training.sequence_length + 1 = {sequence_length + 1}"
             )
+        parts.append(
+            PackedStream(
+                corpus,
+                begin,
+                end,
+                sequence_length=sequence_length,
+                shuffle_key=shuffle_key if name == "train" else None,
+                vocab_size=vocab_size,
+            )
+        )
+    return parts
+
+
+def _stages(
+    sources: Sequence[SourceConfig],
+    configured: Sequence[StageConfig],
+    sequence_length: int,
+    global_batch_size: int | None,
+) -> list[Stage]:
+    stages = [Stage(0, tuple(source.weight for source in sources))]
+    for number, stage in enumerate(configured):
+        if stage.start_tokens is not None:
+            start = -(-stage.start_tokens // sequence_length)
         else:
-            streams[name] = None
-    train = streams["train"]
-    assert train is not None
-    return Splits(train=train, valid=streams["valid"], test=streams["test"])
+            assert stage.start_step is not None, "StageConfig asks for exactly one of the two"
+            assert global_batch_size is not None, "the caller knows the batch size where steps are given"
+            start = stage.start_step * global_batch_size
+        if start <= stages[-1].start:
+            raise UserError(
+                f"data.stages: stage {number} starts at sample {start}, must come after the one before, which starts "
+                f"at sample {stages[-1].start}"
+            )
+        stages.append(Stage(start, tuple(stage.weights.get(source.label, 0.0) for source in sources)))
+    return stages
+
+
+def _held_out(streams: Sequence[PackedStream | None], weights: Sequence[float]) -> SampleStream | None:
+    kept = [(stream, weight) for stream, weight in zip(streams, weights, strict=True) if stream is not None and weight]
+    if not kept:
+        return None
+    total = sum(weight for _, weight in kept)
+    num_samples = int(min(stream.num_samples * total / weight for stream, weight in kept))
+    stage = Stage(0, tuple(weight for _, weight in kept))
+    return BlendStream([stream for stream, _ in kept], [stage], num_samples=max(num_samples, 1))

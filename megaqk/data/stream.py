@@ -6,8 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.indexed import IndexedCorpus, data_path
 from megaqk.data.permutation import Permutation
+from megaqk.errors import UserError
 
 _COUNT_BLOCK = 1 << 22
 
@@ -47,6 +48,7 @@ class PackedStream:
         *,
         sequence_length: int,
         shuffle_key: tuple[int | str, ...] | None,
+        vocab_size: int | None = None,
     ) -> None:
         """Make a stream of at least one sample.
 
@@ -56,6 +58,7 @@ class PackedStream:
             end: One past the last token; at least sequence_length + 1 after `begin`.
             sequence_length: Tokens a sample trains on.
             shuffle_key: What seeds the order of each epoch; None keeps file order in every epoch.
+            vocab_size: Ids of the tokenizer, which tokens are held against; None takes them as they are.
         """
         self.sequence_length = sequence_length
         self.num_tokens = end - begin
@@ -65,15 +68,25 @@ class PackedStream:
         # Row i of this view starts sequence_length tokens after row i - 1: rows overlap in memory, none is copied.
         self._rows = np.lib.stride_tricks.sliding_window_view(self._tokens, sequence_length + 1)[::sequence_length]
         self._shuffle_key = shuffle_key
+        self._vocab_size = 2**63 if vocab_size is None else vocab_size
+        self._name = data_path(corpus.prefix)
 
     def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the samples at global positions (>= 0), shape (len(positions), sequence_length + 1)."""
+        """Return the samples at global positions (>= 0), shape (len(positions), sequence_length + 1).
+
+        Raises:
+            UserError: A token is outside the vocabulary: the corpus was made with another tokenizer, or is damaged.
+        """
         epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
         if self._shuffle_key is not None:
             for epoch in np.unique(epochs):
                 chosen = epochs == epoch
                 rows[chosen] = Permutation(self.num_samples, *self._shuffle_key, int(epoch))(rows[chosen])
-        return self._rows[rows].astype(np.int64)
+        samples = self._rows[rows].astype(np.int64)
+        # Cheap beside the copy above, and the alternative is an out-of-bounds read in some embedding kernel.
+        if samples.size and (int(samples.max()) >= self._vocab_size or int(samples.min()) < 0):
+            raise UserError(f"{self._name}: holds a token outside the vocabulary, [0, {self._vocab_size})")
+        return samples
 
     def token_blocks(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
         """Yield the tokens of one epoch in blocks of bounded size, in file order."""

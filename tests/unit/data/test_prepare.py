@@ -31,7 +31,7 @@ def test_the_corpus_is_the_text(text: Path) -> None:
     prepared = prepare(make(text))
     assert prepared.tokenizer is not None
     tokenizer = load_tokenizer(prepared.tokenizer)
-    corpus = IndexedCorpus(prepared.corpus)
+    corpus = IndexedCorpus(prepared.corpora[0])
     assert prepared.vocab_size == tokenizer.vocab_size == 320
     assert prepared.eod_id == tokenizer.eod_id
     assert [tokenizer.decode(corpus.document(i)) for i in range(corpus.num_documents)] == TEXTS
@@ -41,20 +41,20 @@ def test_the_corpus_is_the_text(text: Path) -> None:
 
 def test_a_second_call_finds_the_first(text: Path) -> None:
     first = prepare(make(text))
-    written = first.corpus.with_name("corpus.bin").stat().st_mtime_ns
+    written = first.corpora[0].with_name("corpus.bin").stat().st_mtime_ns
     assert prepare(make(text)) == first
-    assert first.corpus.with_name("corpus.bin").stat().st_mtime_ns == written
-    assert prepare(make(text, vocab_size=330)).corpus != first.corpus
+    assert first.corpora[0].with_name("corpus.bin").stat().st_mtime_ns == written
+    assert prepare(make(text, vocab_size=330)).corpora != first.corpora
 
 
 def test_a_damaged_cache_is_made_again(text: Path) -> None:
     prepared = prepare(make(text))
-    data = prepared.corpus.with_name("corpus.bin")
+    data = prepared.corpora[0].with_name("corpus.bin")
     whole = data.read_bytes()
     data.write_bytes(whole[:-2])
     assert prepare(make(text)) == prepared
     assert data.read_bytes() == whole
-    prepared.corpus.with_name("corpus.manifest.json").write_text("{")
+    prepared.corpora[0].with_name("corpus.manifest.json").write_text("{")
     assert prepare(make(text)) == prepared
 
 
@@ -77,13 +77,13 @@ def test_a_given_tokenizer_is_used(text: Path, tmp_path: Path) -> None:
 
 def test_a_corpus_is_taken_with_its_own_tokenizer_only(text: Path, tmp_path: Path) -> None:
     prepared = prepare(make(text))
-    corpus = str(prepared.corpus)
+    corpus = str(prepared.corpora[0])
     assert prepare(DataConfig(corpus=corpus)).vocab_size == 320
     assert prepare(DataConfig(corpus=corpus, tokenizer=str(prepared.tokenizer))) == prepared
     other = prepare(make(text, vocab_size=330))
-    with pytest.raises(UserError, match=r"data.tokenizer = .*: must be the one that made data.corpus"):
+    with pytest.raises(UserError, match=r"data.tokenizer = .*: must be the tokenizer.model that made"):
         prepare(DataConfig(corpus=corpus, tokenizer=str(other.tokenizer)))
-    prepared.corpus.with_name("corpus.manifest.json").unlink()
+    prepared.corpora[0].with_name("corpus.manifest.json").unlink()
     with pytest.raises(UserError, match=r"data.tokenizer = null: must be given"):
         prepare(DataConfig(corpus=corpus))
 
@@ -108,7 +108,7 @@ def test_impossible_configurations_are_refused(keys: dict[str, object]) -> None:
 def test_the_shipped_text_is_english(tmp_path: Path) -> None:
     prepared = prepare(DataConfig(text="builtin", cache_dir=str(tmp_path), vocab_size=512))
     assert prepared.tokenizer is not None
-    corpus = IndexedCorpus(prepared.corpus)
+    corpus = IndexedCorpus(prepared.corpora[0])
     assert corpus.num_documents == 286
     words = load_tokenizer(prepared.tokenizer).decode(np.concatenate([corpus.document(i) for i in range(5)])).split()
     assert words.count("the") > len(words) * 0.03

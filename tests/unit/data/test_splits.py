@@ -14,7 +14,7 @@ from megaqk.errors import UserError
 def prepared(tmp_path: Path) -> PreparedData:
     # Document i holds only the token i, ten times.
     write_corpus(tmp_path / "c", np.dtype("<u2"), [np.full(10, i) for i in range(100)])
-    return PreparedData(tokenizer=None, corpus=tmp_path / "c", vocab_size=100, eod_id=0)
+    return PreparedData(tokenizer=None, corpora=(tmp_path / "c",), vocab_size=100, eod_id=0)
 
 
 def config(**keys: object) -> DataConfig:

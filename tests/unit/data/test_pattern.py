@@ -1,0 +1,61 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from megaqk.data.pattern import LONGEST_PERIOD, Pattern
+
+
+def deviations(weights: list[int], num_samples: int) -> np.ndarray:
+    """Count by hand how far each source is from its share after each sample, in units of 1 / sum(weights)."""
+    sources, ranks = Pattern(weights).locate(np.arange(num_samples))
+    drawn = np.eye(len(weights), dtype=np.int64)[sources]
+    before = np.cumsum(drawn, axis=0) - drawn
+    assert np.array_equal(ranks, before[np.arange(num_samples), sources])
+    return np.cumsum(drawn, axis=0) * sum(weights) - np.outer(np.arange(1, num_samples + 1), weights)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[1], [1, 1], [7, 3], [1, 99], [7, 2, 1], [1, 1, 1, 1], [5, 0, 3], [31, 17, 11, 7, 5, 3, 2, 1], list(range(1, 40))],
+)
+def test_every_prefix_is_within_one_sample_of_its_share(weights: list[int]) -> None:
+    total, active = sum(weights), sum(weight > 0 for weight in weights)
+    off = deviations(weights, 3 * total)
+    bound = Fraction(2 * active - 3, 2 * active - 2) if active > 1 else Fraction(0)
+    assert Fraction(int(np.abs(off).max()), total) <= bound < 1
+    # A whole period, and so any number of them, is exact.
+    assert not off[total - 1 :: total].any()
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [7, 3], [1, 99], [377, 610]])
+def test_any_window_of_two_sources_is_within_one_sample(weights: list[int]) -> None:
+    off = deviations(weights, 3 * sum(weights))
+    assert off.max() - off.min() <= sum(weights)
+
+
+def test_weights_without_a_small_denominator_do_not_drift() -> None:
+    weights = [123_456_789, 987_654_321, 5_551_212]
+    assert np.abs(deviations(weights, 4 * LONGEST_PERIOD + 77)).max() < 2 * sum(weights)
+    far = 10**12
+    counts = Pattern(weights).counts(far)
+    assert int(counts.sum()) == far
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(int(count) - Fraction(weight, sum(weights)) * far) < 2
+
+
+def test_decimals_mean_what_they_say() -> None:
+    positions = np.random.default_rng(0).integers(0, 10**9, 1000)
+    exact = Pattern([Fraction(7, 10), Fraction(1, 4), Fraction(1, 20)]).locate(positions)
+    for weights in ([0.7, 0.25, 0.05], [14, 5, 1]):
+        got = Pattern(weights).locate(positions)
+        assert np.array_equal(got[0], exact[0])
+        assert np.array_equal(got[1], exact[1])
+
+
+@pytest.mark.parametrize("weights", [[7, 2, 1], [123_456_789, 987_654_321]])
+def test_counts_agree_with_the_order(weights: list[int]) -> None:
+    pattern = Pattern(weights)
+    for prefix in (0, 1, 9, 70_000):
+        sources, _ = pattern.locate(np.arange(prefix))
+        assert pattern.counts(prefix).tolist() == np.bincount(sources, minlength=len(weights)).tolist()
