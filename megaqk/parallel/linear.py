@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from megaqk.parallel.collectives import reduce_output, start_gather_sequence, start_reduce_scatter_sequence
 from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.matmul import input_gradient, linear, uses_onednn, weight_gradient
 from megaqk.parallel.sharding import new_parameter
 
 
@@ -27,7 +28,7 @@ class _ColumnParallel(torch.autograd.Function):
         ctx.tp = tp
         ctx.save_for_backward(x, *weights)
         full = start_gather_sequence(x, tp).wait() if tp.sequence else x
-        return tuple(F.linear(full, w, b) for w, b in zip(weights, biases, strict=True) if w is not None)
+        return tuple(linear(full, w, b) for w, b in zip(weights, biases, strict=True) if w is not None)
 
     @staticmethod
     @once_differentiable
@@ -37,27 +38,25 @@ class _ColumnParallel(torch.autograd.Function):
         # The gathered input is not kept over the forward pass; fetch it again while the input gradient is computed.
         gather = start_gather_sequence(x, tp) if tp.sequence else None
         flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        grad_input = flat[0] @ weights[0]
+        grad_input = input_gradient(flat[0], weights[0])
         for grad, weight in zip(flat[1:], weights[1:], strict=True):
-            grad_input.addmm_(grad, weight)
+            grad_input = input_gradient(grad, weight, grad_input)
         grad_input = grad_input.view(*grads[0].shape[:-1], -1)
         # The reduction of the input gradient runs while the weight gradients are computed.
-        if gather is not None:
-            scatter, work = start_reduce_scatter_sequence(grad_input, tp), None
-            full = gather.wait()
-        else:
-            scatter, work = None, dist.all_reduce(grad_input, group=tp.group, async_op=True)
-            full = x
+        scatter = start_reduce_scatter_sequence(grad_input, tp) if tp.sequence else None
+        reduce_whole = tp.size > 1 and not tp.sequence
+        work = dist.all_reduce(grad_input, group=tp.group, async_op=True) if reduce_whole else None
+        full = x if gather is None else gather.wait()
         full = full.reshape(-1, full.shape[-1])
         results: list[Tensor | None] = []
         for i, grad in enumerate(flat):
             needs_weight, needs_bias = ctx.needs_input_grad[2 + 2 * i], ctx.needs_input_grad[3 + 2 * i]
-            results.append(grad.t() @ full if needs_weight else None)
+            results.append(weight_gradient(grad, full) if needs_weight else None)
             results.append(grad.sum(0) if needs_bias else None)
+        if work is not None:
+            work.wait()
         if scatter is not None:
             grad_input = scatter.wait()
-        elif work is not None:
-            work.wait()
         return grad_input, None, *results
 
 
@@ -75,7 +74,7 @@ def column_parallel_linear(
     Returns:
         (B, S, out_i / size) for each weight.
     """
-    if tp.size == 1:
+    if tp.size == 1 and not uses_onednn(x):
         return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
     pairs = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     return _ColumnParallel.apply(x, tp, *pairs)  # type: ignore[no-any-return, no-untyped-call]
@@ -125,7 +124,8 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, S, in / size) to (B, S, out), or (B, S / size, out) under sequence parallelism."""
+        alone = TensorParallel()  # the product itself is local: x is already this rank's part
         if self.tp.size == 1:
-            return F.linear(x, self.weight, self.bias)
-        y = reduce_output(F.linear(x, self.weight), self.tp)
+            return column_parallel_linear(x, (self.weight,), (self.bias,), alone)[0]
+        y = reduce_output(column_parallel_linear(x, (self.weight,), (None,), alone)[0], self.tp)
         return y if self.bias is None else y + self.bias
