@@ -38,7 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m megaqk.runtime.extensions
 	@touch $@
 
+# Checked first, in one process: a mistake is one line here, and a page of torchrun's own report there.
 pretrain: $(STAMP)
+	@$(BIN)/megaqk check configs/quickstart.yaml --world-size 4 $(ARGS)
 	$(BIN)/torchrun --standalone --nproc-per-node 4 -m megaqk pretrain configs/quickstart.yaml $(ARGS)
 
 test: $(STAMP)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from megaqk import __version__
 from megaqk.check import add_check_command
+from megaqk.data.cli import add_commands as add_data_commands
 from megaqk.errors import UserError
 from megaqk.training.command import add_pretrain_command
 
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     add_pretrain_command(subparsers)
     add_check_command(subparsers)
+    add_data_commands(subparsers)
     return parser
 
 
@@ -33,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):
+            if error.filename is None:  # no file that the user could mend
+                raise
+            error = UserError(f"{error.filename}: {error.strerror}")
         rank = int(os.environ.get("RANK", "0"))
         if rank:
             # All ranks find most mistakes alike. The first rank gets time to say it once and end the job; what

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megaqk.data.files import sync_directory, sync_file
 from megaqk.errors import UserError
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.quiet import quiet
@@ -95,13 +96,14 @@ class CheckpointStore:
         partial = self.folder / f"step-{step}{PARTIAL}"
         files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
         (partial / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1))
-        for name in (*files, MANIFEST, "."):
-            _sync(partial / name)
+        for name in (*files, MANIFEST):
+            sync_file(partial / name)
+        sync_directory(partial)
         final = self.path(step)
         if final.exists():  # a damaged one that the run went back behind
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(self.folder)
+        sync_directory(self.folder)
         for old in [s for s in self.steps() if s < step][: -self._keep + 1 or None]:
             shutil.rmtree(self.path(old))
 
@@ -109,14 +111,6 @@ class CheckpointStore:
         """Remove what killed processes left."""
         for entry in self.folder.glob(f"step-*{PARTIAL}"):
             shutil.rmtree(entry)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, config: dict[str, Any]) -> None:
@@ -151,6 +145,7 @@ def load(store: CheckpointStore, engine: TrainingEngine, step: int, config: dict
     check_compatible(manifest, config, asdict(engine.dims), store.path(step))
     with quiet(), weights_only():
         engine.engine.load_checkpoint(str(store.folder), tag=f"step-{step}", load_lr_scheduler_states=False)
+    engine.reapply_configuration()
     return Progress(**manifest["progress"])
 
 

@@ -175,6 +175,14 @@ class TrainingEngine:
             total += self._forward(batch)
         return self._mean_over_data(total / count)
 
+    def reapply_configuration(self) -> None:
+        """Undo what a checkpoint brought back but the configuration decides; lr and decay are set at each step."""
+        optimizer = self.engine.optimizer
+        for group in optimizer.param_groups:
+            group.update(betas=self.config.optimizer.betas, eps=self.config.optimizer.eps)
+        if hasattr(optimizer, "clip_grad"):
+            optimizer.clip_grad = self.config.optimizer.grad_clip
+
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping; infinite if an fp16 step overflowed."""
         norm = self.engine.get_global_grad_norm()

@@ -5,6 +5,8 @@ import time
 import torch
 import torch.distributed as dist
 
+from megaqk.parallel.matmul import linear
+
 # Dense peaks from NVIDIA's data sheets, in FLOP/s: fp32 without tensor cores, then 16-bit with them.
 _CUDA_PEAKS: tuple[tuple[str, float, float], ...] = (
     ("B200", 80e12, 2250e12),
@@ -28,13 +30,13 @@ def looked_up_peak(device_name: str, precision: str) -> float | None:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
-    """Best rate of a square matrix product in FLOP/s, with the threads that training will use."""
+    """Best rate of a square matrix product in FLOP/s, with the kernels and the threads that training will use."""
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end or best == 0.0:
         start = time.perf_counter()
-        a @ b
+        linear(a, b, None)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
