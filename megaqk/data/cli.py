@@ -139,6 +139,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from megaqk.data.comm import find_comm
     from megaqk.data.encoding import Recipe, available_cores
 
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers = {arguments.workers}: must be at least 1")
     comm = find_comm(mpi=arguments.mpi)
     try:
         manifest = build_corpus(

@@ -59,7 +59,10 @@ def texts_of(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str
             text, wrong = None, "invalid UTF-8"
         if wrong is not None:
             if not skip_bad:
-                raise UserError(f"{chunk.origin}, {unit} {number}: {wrong} (bad documents can be skipped and counted)")
+                raise UserError(
+                    f"{chunk.origin}, {unit} {number}: {wrong} "
+                    "(--bad-documents skip, or data.bad_documents: skip, leaves such documents out and counts them)"
+                )
             skipped[wrong] += 1
         elif text:
             texts.append(text)

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 import types
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -84,7 +85,16 @@ _worker: tuple[Recipe, Tokenizer] | None = None
 
 def _start_worker(recipe: Recipe) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (recipe, load_tokenizer(recipe.tokenizer))
+
+
+def _end_with_parent() -> None:
+    # A worker waits for work on a pipe that it holds open itself: it would outlive a parent that was killed.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(chunk: Chunk) -> Encoded:

@@ -1,0 +1,287 @@
+import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megaqk.data import build
+from megaqk.data.build import build_corpus
+from megaqk.data.comm import Solo
+from megaqk.data.encoding import Recipe
+from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.manifest import Manifest
+from megaqk.data.sources import Source, find_sources
+from megaqk.data.tokenizer import load_tokenizer
+from megaqk.data.tokenizer_training import train_sentencepiece
+from megaqk.errors import UserError
+
+FILES = {"a": 40, "b": 3, "c": 90}
+
+
+class ThreadComm:
+    """Ranks that are threads of one process, which exchange through a shared list."""
+
+    def __init__(self, rank: int, shared: list[Any], barrier: threading.Barrier) -> None:
+        self.rank = rank
+        self.size = len(shared)
+        self._shared = shared
+        self._barrier = barrier
+
+    def allgather(self, value: Any) -> list[Any]:
+        self._shared[self.rank] = pickle.dumps(value)
+        self._barrier.wait(60)
+        gathered = [pickle.loads(one) for one in self._shared]
+        self._barrier.wait(60)
+        return gathered
+
+    def abort(self) -> None:
+        self._barrier.abort()
+
+
+def on_threads(size: int, work: Callable[[ThreadComm], Any]) -> list[Any]:
+    """Return each rank's result or exception."""
+    shared: list[Any] = [None] * size
+    results: list[Any] = [None] * size
+    barrier = threading.Barrier(size)
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(ThreadComm(rank, shared, barrier))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return results
+
+
+def text(name: str, number: int) -> str:
+    return f"{name} says {number} times {'hello ' * (number % 11)}"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    for name, count in FILES.items():
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text(name, number)}) + "\n" for number in range(count))
+        )
+    path = tmp_path / "t.model"
+    path.write_bytes(train_sentencepiece([text("abc", number) for number in range(99)], vocab_size=300))
+    return Recipe(path, "text", skip_bad=False)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaqk.data.sources.CHUNK_BYTES", 300)
+    monkeypatch.setattr(build, "JOURNAL_EVERY_SECONDS", 0.0)
+
+
+def sources(directory: Path, *names: str) -> list[Source]:
+    return find_sources([str(directory / f"{name}.jsonl") for name in names or FILES], key="input")
+
+
+def contents(prefix: Path) -> list[bytes]:
+    return [prefix.with_name(prefix.name + suffix).read_bytes() for suffix in (".bin", ".idx")]
+
+
+def make(directory: Path, recipe: Recipe, name: str = "out", *inputs: str, **keys: Any) -> Manifest:
+    return build_corpus(sources(directory, *inputs), directory / name, recipe, **{"comm": Solo(), "workers": 1, **keys})
+
+
+def test_one_file_keeps_its_order(tmp_path: Path, recipe: Recipe) -> None:
+    manifest = make(tmp_path, recipe, "out", "c")
+    corpus = IndexedCorpus(tmp_path / "out")
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    assert [tokenizer.decode(corpus.document(i)) for i in range(90)] == [text("c", i) for i in range(90)]
+    assert (manifest.documents, manifest.tokens) == (90, corpus.num_tokens)
+
+
+def test_all_documents_of_several_files_are_there(tmp_path: Path, recipe: Recipe) -> None:
+    make(tmp_path, recipe)
+    corpus = IndexedCorpus(tmp_path / "out")
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    texts = [tokenizer.decode(corpus.document(i)) for i in range(corpus.num_documents)]
+    assert sorted(texts) == sorted(text(name, i) for name, count in FILES.items() for i in range(count))
+    for name, count in FILES.items():
+        assert [one for one in texts if one.startswith(name)] == [text(name, i) for i in range(count)]
+
+
+@pytest.mark.parametrize("inputs", [("c",), tuple(FILES)])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_any_number_of_ranks_makes_the_same_bytes(
+    tmp_path: Path, recipe: Recipe, inputs: tuple[str, ...], size: int
+) -> None:
+    alone = make(tmp_path, recipe, "alone", *inputs)
+    together = on_threads(size, lambda comm: make(tmp_path, recipe, "together", *inputs, comm=comm))
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    for manifest in together:
+        assert (manifest.documents, manifest.tokens) == (alone.documents, alone.tokens)
+    assert [entry["checksum"] for entry in together[0].files.values()] == [
+        entry["checksum"] for entry in alone.files.values()
+    ]
+
+
+def test_workers_make_the_same_bytes(tmp_path: Path, recipe: Recipe) -> None:
+    make(tmp_path, recipe, "one")
+    make(tmp_path, recipe, "two", workers=2)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_more_files_than_lanes(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaqk.data.lanes.MAX_LANES", 2)
+    make(tmp_path, recipe, "alone")
+    on_threads(3, lambda comm: make(tmp_path, recipe, "together", comm=comm))
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    assert IndexedCorpus(tmp_path / "alone").num_documents == sum(FILES.values())
+
+
+def test_a_finished_corpus_is_found_again(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(tmp_path, recipe)
+    monkeypatch.setattr(build, "encode_in_order", None)
+    assert make(tmp_path, recipe) == first
+
+
+def failing_after(chunks: int, error: BaseException) -> Callable[..., Any]:
+    real = build.encode_in_order
+
+    def encode(*args: Any, **keys: Any) -> Any:
+        for number, item in enumerate(real(*args, **keys)):
+            if number == chunks:
+                raise error
+            yield item
+
+    return encode
+
+
+@pytest.mark.parametrize("ranks_after", [1, 2])
+def test_interrupted_work_goes_on_where_it_was(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, ranks_after: int
+) -> None:
+    make(tmp_path, recipe, "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "encode_in_order", failing_after(7, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, recipe)
+    assert not (tmp_path / "out.bin").exists()
+    step = json.loads((tmp_path / "out.journal.json").read_text())["step"]
+    assert step > 0
+    # What was written after the last journal entry is cut off, not trusted.
+    with (tmp_path / "out.bin.partial").open("ab") as stream:
+        stream.write(b"half a tok")
+    begun: list[int] = []
+    real = build.Lanes.chunks
+    monkeypatch.setattr(build.Lanes, "chunks", lambda self, first: begun.append(first) or real(self, first))
+    on_threads(ranks_after, lambda comm: make(tmp_path, recipe, comm=comm))
+    assert begun == [step] * ranks_after
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.bin", "out.idx", "out.manifest.json"]
+
+
+def test_changed_inputs_start_afresh(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "encode_in_order", failing_after(7, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, recipe)
+    with (tmp_path / "a.jsonl").open("a") as stream:
+        stream.write('{"text": "one more"}\n')
+    make(tmp_path, recipe)
+    make(tmp_path, recipe, "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"out.bin: exists and was made from other inputs"):
+        make(tmp_path, recipe, "out", "a")
+    make(tmp_path, recipe, "out", "a", overwrite=True)
+    assert IndexedCorpus(tmp_path / "out").num_documents == 41
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_bad_line_stops_every_rank_and_can_be_skipped(tmp_path: Path, recipe: Recipe, size: int) -> None:
+    lines = (tmp_path / "c.jsonl").read_text().splitlines()
+    lines[70] = lines[70][:9]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    errors = on_threads(size, lambda comm: make(tmp_path, recipe, comm=comm))
+    for error in errors:
+        assert isinstance(error, UserError)
+        assert "c.jsonl, line 71: malformed JSON" in str(error)
+    assert not (tmp_path / "out.bin").exists()
+    # The same command with the other policy goes on from there.
+    kept = Recipe(recipe.tokenizer, "text", skip_bad=True)
+    manifests = on_threads(size, lambda comm: make(tmp_path, kept, comm=comm))
+    assert manifests[0].skipped == {"malformed JSON": 1}
+    assert manifests[0].documents == sum(FILES.values()) - 1
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, recipe, "whole")
+    real, calls = os.pwrite, []
+
+    def pwrite(*args: Any) -> int:
+        calls.append(args)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(UserError, match=r"out\.bin\.partial: No space left on device"):
+        make(tmp_path, recipe)
+    assert not (tmp_path / "out.bin").exists()
+    make(tmp_path, recipe)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_inputs_without_text_are_refused(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n\n')
+    with pytest.raises(UserError, match=r"empty.jsonl: no document with any text"):
+        make(tmp_path, recipe, "out", "empty")
+
+
+def test_a_foreign_corpus_is_not_overwritten(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "out.bin").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"out.bin: exists"):
+        make(tmp_path, recipe)
+    assert (tmp_path / "out.bin").read_bytes() == b"precious"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from megaqk.data import build, sources
+from megaqk.data.comm import Solo
+from megaqk.data.encoding import Recipe
+sources.CHUNK_BYTES, build.JOURNAL_EVERY_SECONDS = 300, 0.0
+model, out, *inputs = sys.argv[1:]
+recipe = Recipe(Path(model), "text", False)
+build.build_corpus(sources.find_sources(inputs, key="input"), Path(out), recipe, comm=Solo(), workers=2)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_what_a_rerun_finishes(tmp_path: Path, recipe: Recipe) -> None:
+    inputs = [str(tmp_path / f"{name}.jsonl") for name in FILES]
+    make(tmp_path, recipe, "whole")
+    command = [sys.executable, "-c", KILLED, str(recipe.tokenizer), str(tmp_path / "out"), *inputs]
+    for wait in (0.0, 0.05):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out.journal.json").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "out.bin").exists():
+            break
+    subprocess.run(command, check=True, timeout=120, stderr=subprocess.DEVNULL)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -1,0 +1,71 @@
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from megaqk.data import lines
+from megaqk.data.lines import line_chunks
+from megaqk.errors import UserError
+
+TEXT = b"".join(b"line %d %s\n" % (i, b"x" * (i * 37 % 211)) for i in range(500)) + b"no newline at the end"
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def cut_by_hand(text: bytes, size: int) -> list[bytes]:
+    chunks, held = [], b""
+    for line in text.splitlines(keepends=True):
+        held += line
+        if len(held) >= size and held.endswith(b"\n"):
+            chunks.append(held)
+            held = b""
+    return [*chunks, held] if held else chunks
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("size", [1, 100, 5000, 10**9])
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_chunks_are_cut_by_content_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, size: int, block: int
+) -> None:
+    monkeypatch.setattr(lines, "_READ", block)
+    path = tmp_path / f"t.jsonl{suffix}"
+    path.write_bytes(PACKERS[suffix](TEXT))
+    chunks = list(line_chunks(path, size))
+    assert [chunk.lines for chunk in chunks] == cut_by_hand(TEXT, size)
+    assert [chunk.first for chunk in chunks] == [
+        1 + TEXT[: TEXT.index(chunk.lines or b"")].count(b"\n") for chunk in chunks
+    ]
+    assert chunks[-1].consumed == 1
+
+
+def test_concatenated_frames_are_one_text(tmp_path: Path) -> None:
+    for suffix in (".gz", ".zst"):
+        path = tmp_path / f"t{suffix}"
+        path.write_bytes(PACKERS[suffix](TEXT) + PACKERS[suffix](b"more\n"))
+        assert b"".join(chunk.lines or b"" for chunk in line_chunks(path, 1000)) == TEXT + b"more\n"
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in PACKERS if suffix])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_damaged_compression_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
+    whole = PACKERS[suffix](TEXT)
+    path = tmp_path / f"t.jsonl{suffix}"
+    path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"\xff" * 40 + whole[40:])
+    with pytest.raises(UserError, match=r"t\.jsonl") as caught:
+        list(line_chunks(path, 1000))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_has_no_chunks(tmp_path: Path) -> None:
+    (tmp_path / "t").touch()
+    assert list(line_chunks(tmp_path / "t", 10)) == []
