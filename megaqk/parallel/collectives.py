@@ -55,9 +55,11 @@ def start_reduce_scatter_sequence(x: Tensor, tp: TensorParallel) -> PendingSeque
 class _ReduceFromParallel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
-        dist.all_reduce(x, group=tp.group)
-        ctx.mark_dirty(x)
-        return x
+        # Behind autograd's back, which forbids to overwrite a view that another custom function returned. No formula
+        # of the sums and products that end here needs the partial result again.
+        total = x.detach()
+        dist.all_reduce(total, group=tp.group)
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

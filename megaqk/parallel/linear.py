@@ -37,7 +37,8 @@ class _ColumnParallel(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         # The gathered input is not kept over the forward pass; fetch it again while the input gradient is computed.
         gather = start_gather_sequence(x, tp) if tp.sequence else None
-        flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        # Not reshape(-1, ...), which cannot infer a size where a rank holds padding rows only and has no columns.
+        flat = [grad.flatten(0, -2) for grad in grads]
         grad_input = input_gradient(flat[0], weights[0])
         for grad, weight in zip(flat[1:], weights[1:], strict=True):
             grad_input = input_gradient(grad, weight, grad_input)

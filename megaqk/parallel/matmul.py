@@ -33,14 +33,19 @@ def uses_onednn(x: Tensor) -> bool:
     return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
+def _on_onednn(x: Tensor, y: Tensor) -> bool:
+    # oneDNN has no product of empty matrices; a rank whose vocabulary rows are all padding makes one.
+    return uses_onednn(x) and x.numel() > 0 and y.numel() > 0
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(..., in) times (out, in) transposed, plus (out): (..., out). Not differentiable on oneDNN."""
-    return _onednn_linear(x, weight, bias) if uses_onednn(x) else F.linear(x, weight, bias)
+    return _onednn_linear(x, weight, bias) if _on_onednn(x, weight) else F.linear(x, weight, bias)
 
 
 def input_gradient(grad: Tensor, weight: Tensor, total: Tensor | None = None) -> Tensor:
     """(N, out) times (out, in): (N, in), added to `total` in place if that is given."""
-    if uses_onednn(grad):
+    if _on_onednn(grad, weight):
         product = _onednn_linear(grad, weight.t(), None)
         return product if total is None else total.add_(product)
     return grad @ weight if total is None else total.addmm_(grad, weight)
@@ -48,4 +53,4 @@ def input_gradient(grad: Tensor, weight: Tensor, total: Tensor | None = None) ->
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """(N, out) transposed times (N, in): (out, in)."""
-    return _onednn_linear(grad.t(), x.t(), None) if uses_onednn(grad) else grad.t() @ x
+    return _onednn_linear(grad.t(), x.t(), None) if _on_onednn(grad, x) else grad.t() @ x
