@@ -1,0 +1,201 @@
+"""A training engine driven from a test, and the plain loop that it must follow.
+
+The plain loop knows nothing of DeepSpeed, of our parameter groups, schedules and multipliers: one decoder, one
+torch.optim.AdamW, rates written out by hand.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaqk.config.checks import check_world
+from megaqk.config.root import Config
+from megaqk.model.context import model_context
+from megaqk.model.decoder import Decoder
+from megaqk.model.init import initialize
+
+STEPS = 10
+WARMUP = 2
+HOLD, RELEASE_END = 3, 7
+BATCH, LENGTH = 12, 12
+TOKENS, ROWS = 100, 120
+LAYERS = 4
+LEARNING_RATE, MIN_RATIO, DECAY = 2e-3, 0.1, 0.1
+CLIP = 0.5
+BETAS, EPS = (0.9, 0.95), 1e-6
+
+MODEL: dict[str, Any] = {
+    # Every dimension divides by 2, 3 and 4 ranks, grouped key/value heads included.
+    "num_layers": LAYERS,
+    "hidden_size": 48,
+    "num_heads": 24,
+    "head_dim": 4,
+    "ffn_multiple_of": 24,
+    # Large enough that attention and every sublayer matter to the loss from the first step.
+    "init_std": 0.1,
+}
+OPTIMIZER: dict[str, Any] = {
+    "lr": LEARNING_RATE,
+    "weight_decay": DECAY,
+    "betas": BETAS,
+    # Some gradients are zero but for rounding (a key bias shifts all logits of a row alike). Adam would blow the
+    # rounding up to a whole step; an eps above it keeps the comparison about the mathematics.
+    "eps": EPS,
+    "grad_clip": CLIP,
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run did.
+
+    Attributes:
+        losses: Of each step, before its update.
+        norms: Of each step's gradient, before clipping.
+        weights: Whole parameters by global name, after the run.
+        history: Whole parameters before the first step and after each, where asked for.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, Tensor]
+    history: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def settings(
+    model: dict[str, Any],
+    *,
+    timing: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    **parallel: Any,
+) -> dict[str, Any]:
+    """The configuration of a case: the model's keys, and keys of `parallel`."""
+    data = parallel.pop("data", 1)
+    return {
+        "model": {**MODEL, **model},
+        "parallel": parallel,
+        "optimizer": {**OPTIMIZER, **(optimizer or {})},
+        "schedule": {"kind": "cosine", "warmup_steps": WARMUP, "min_lr_ratio": MIN_RATIO},
+        "qk_timing": {
+            "enabled": True,
+            "multiplier": 0.1,
+            "unit": "steps",
+            "hold": HOLD,
+            "release_end": RELEASE_END,
+            **(timing or {}),
+        },
+        "training": {
+            "steps": STEPS,
+            "global_batch_size": BATCH,
+            # Two or more micro-batches on every data-parallel size from 1 to 4.
+            "micro_batch_size": {1: 6, 2: 3, 3: 2, 4: 1}[data],
+            "sequence_length": LENGTH,
+            "seed": 1,
+            **(training or {}),
+        },
+    }
+
+
+def world_size(case: dict[str, Any], data: int = 1) -> int:
+    """Processes of a case."""
+    parallel = case["parallel"]
+    return int(parallel.get("tensor", 1) * parallel.get("pipeline", 1) * data)
+
+
+def batches(tokens: int = TOKENS) -> Tensor:
+    """Samples of every step: (steps, batch, length + 1)."""
+    return torch.randint(tokens, (STEPS, BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+
+
+def learning_rate(step: int) -> float:
+    """Warm-up over two steps, then a cosine to a tenth."""
+    if step < WARMUP:
+        return LEARNING_RATE * (step + 1) / WARMUP
+    way = (step - WARMUP) / (STEPS - WARMUP)
+    return LEARNING_RATE * (MIN_RATIO + (1 - MIN_RATIO) * (1 + math.cos(math.pi * way)) / 2)
+
+
+def held(step: int, multiplier: float = 0.1) -> float:
+    """The multiplier of the upper query and key weights: held, then linearly back to 1."""
+    way = min(1.0, max(0.0, (step - HOLD) / (RELEASE_END - HOLD)))
+    return multiplier + (1 - multiplier) * way
+
+
+def is_upper_qk(name: str) -> bool:
+    """Whether the multiplier acts on the parameter of this global name."""
+    _, _, rest = name.partition("layers.")
+    return (
+        bool(rest) and int(rest.split(".")[0]) >= LAYERS / 2 and ("query_" in name or "key_" in name) and "qkv" in name
+    )
+
+
+def plain_run(model: dict[str, Any], *, tokens: int = TOKENS) -> Trace:
+    """Ten steps of the textbook loop in this process."""
+    config = Config.model_validate(settings(model))
+    context = model_context(config, tokens=tokens, rows=ROWS)
+    decoder = Decoder(context)
+    parameters = decoder.global_parameters()
+    initialize(parameters, context, config.training.seed)
+    groups = [{"params": [p], "name": n, "weight_decay": DECAY if p.dim() > 1 else 0.0} for n, p in parameters.items()]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, foreach=False)
+    losses, norms = [], []
+    for step, samples in enumerate(batches(tokens)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step) * (held(step) if is_upper_qk(group["name"]) else 1.0)
+        loss = decoder(samples[:, :-1], samples[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP).item())
+        optimizer.step()
+    return Trace(losses, norms, {name: p.detach().clone() for name, p in parameters.items()})
+
+
+def engine_runs(cases: list[dict[str, Any]]) -> list[Trace | None]:
+    """Several runs of the same world after each other, each given by the keyword arguments of `engine_run`."""
+    traces = []
+    for number, case in enumerate(cases):
+        print(f"run {number}", flush=True)
+        traces.append(engine_run(**case))
+    return traces
+
+
+def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, history: bool = False) -> Trace | None:
+    """Steps of the training engine, on one rank of a case; the trace on rank 0."""
+    # Importing DeepSpeed looks for a device, which start_process_group settles first.
+    from megaqk.training.device import start_process_group
+
+    process = start_process_group()
+    from megaqk.training.engine import TrainingEngine, Vocabulary
+    from megaqk.training.gather import gather_parameters
+
+    config = Config.model_validate(case)
+    layout = check_world(config, process.world_size)
+    engine = TrainingEngine(config, layout, Vocabulary(tokens=tokens, rows=ROWS), process)
+    losses, norms, weights = [], [], []
+    if history:
+        weights.append(gather_parameters(engine))
+    for step in range(steps):
+        engine.train_step(micro_batches(engine, batches(tokens)[step]), step)
+        losses.append(float(engine.loss()))
+        norms.append(engine.gradient_norm())
+        if history or step == steps - 1:
+            weights.append(gather_parameters(engine))
+    last = weights[-1]
+    if last is None:
+        return None
+    return Trace(losses, norms, last, [w for w in weights if w is not None] if history else [])
+
+
+def micro_batches(engine: Any, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's part of a global batch, as the trainer hands it out."""
+    size = engine.config.training.micro_batch_size
+    for index in range(engine.layout.micro_batches):
+        first = (index * engine.dims.data + engine.coordinate.data) * size
+        part = samples[first : first + size]
+        yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
