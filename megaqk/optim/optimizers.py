@@ -60,6 +60,9 @@ def optimizer_factory(config: OptimizerConfig, device: torch.device) -> tuple[st
     if name == "deepspeed_fused":
         from deepspeed.ops.adam import FusedAdam
 
+        from megaqk.runtime.extensions import load_extension
+
+        load_extension("FusedAdamBuilder")
         return "DeepSpeed FusedAdam", lambda groups: FusedAdam(list(groups), adam_w_mode=True, **common)
     from apex.optimizers import FusedAdam as ApexFusedAdam
 

@@ -1,6 +1,8 @@
 """A whole run: data, engine, resume, the loop, evaluation, metrics."""
 
 import math
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,12 @@ def vocabulary_of(config: Config, prepared: PreparedData) -> Vocabulary:
 def perplexity_of(loss: float) -> float:
     """Perplexity of a mean loss in nats a token, without overflow."""
     return math.exp(min(loss, 700.0))
+
+
+def _tensorboard() -> str:
+    """How to call TensorBoard from here: the one beside this Python, which may not be on the path."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    return os.path.relpath(beside) if beside.exists() else "tensorboard"
 
 
 class Trainer:
@@ -225,7 +233,7 @@ class Trainer:
                 f"the unigram model of the same text has {unigram:.2f}"
             )
         self.display.message(f"curves: {picture}")
-        self.display.message(f"TensorBoard: tensorboard --logdir {self.run_dir / TENSORBOARD_FOLDER}")
+        self.display.message(f"TensorBoard: {_tensorboard()} --logdir {self.run_dir / TENSORBOARD_FOLDER}")
 
     def close(self) -> None:
         """Close the files and the progress bar."""
