@@ -14,8 +14,9 @@ from megaqk.data.lines import COMPRESSIONS, Chunk, line_chunks
 from megaqk.errors import UserError
 
 TextUnit = Literal["document", "paragraph", "line"]
-# Small enough that a rank can hold one chunk of each of its inputs, large enough to hide the cost of handing it on.
-CHUNK_BYTES = 4 << 20
+# Small enough that a rank can hold one chunk of each of its inputs and that all cores end together, large enough to
+# hide the cost of handing it on. The order of documents from several inputs depends on it.
+CHUNK_BYTES = 1 << 20
 _LINE_FORMATS = (".jsonl", ".ndjson")
 _BUILDERS = {".json": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow", ".txt": "text", ".text": "text"}
 _ROWS = 1000

@@ -1,5 +1,6 @@
 """Samples of a fixed length, packed across the documents of one part of a corpus."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -81,7 +82,7 @@ class PackedStream:
         if self._shuffle_key is not None:
             for epoch in np.unique(epochs):
                 chosen = epochs == epoch
-                rows[chosen] = Permutation(self.num_samples, *self._shuffle_key, int(epoch))(rows[chosen])
+                rows[chosen] = _epoch_order(self.num_samples, (*self._shuffle_key, int(epoch)))(rows[chosen])
         samples = self._rows[rows].astype(np.int64)
         # Cheap beside the copy above, and the alternative is an out-of-bounds read in some embedding kernel.
         if samples.size and (int(samples.max()) >= self._vocab_size or int(samples.min()) < 0):
@@ -92,6 +93,11 @@ class PackedStream:
         """Yield the tokens of one epoch in blocks of bounded size, in file order."""
         for begin in range(0, self.num_tokens, _COUNT_BLOCK):
             yield self._tokens[begin : begin + _COUNT_BLOCK]
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_order(num_samples: int, key: tuple[int | str, ...]) -> Permutation:
+    return Permutation(num_samples, *key)
 
 
 def samples_in(num_tokens: int, sequence_length: int) -> int:
