@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from megaqk.model.context import ModelContext
+from megaqk.model.documents import document_attention
 from megaqk.model.norms import build_norm
 from megaqk.model.positions import Rotary
 from megaqk.parallel.linear import ColumnParallelLinear, RowParallelLinear
@@ -34,30 +35,35 @@ class Attention(nn.Module):
             Rotary(model.head_size, context.max_positions, model.rotary_base) if model.positions == "rotary" else None
         )
 
-    def forward(self, x: Tensor, call: int) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None, call: int) -> Tensor:
         """Attend over (B, S, H), or this rank's (B, S / size, H) under sequence parallelism.
 
         Args:
             x: The normalised residual stream.
+            positions: (B, S) over the whole sequence where documents are kept apart, else None.
             call: Names the forward pass for dropout.
         """
         query, key, value = self.qkv(x)
         if self.context.recompute == "selective" and self.training:
-            mixed = checkpoint(self._core, query, key, value, call, use_reentrant=False, preserve_rng_state=False)
+            mixed = checkpoint(
+                self._core, query, key, value, positions, call, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            mixed = self._core(query, key, value, call)
+            mixed = self._core(query, key, value, positions, call)
         return self.output(mixed)  # type: ignore[no-any-return]
 
-    def _core(self, query: Tensor, key: Tensor, value: Tensor, call: int) -> Tensor:
+    def _core(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None, call: int) -> Tensor:
         """Mix (B, S, heads x D) values over positions; every rank has the whole sequence of its own heads."""
         query, key, value = (x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in (query, key, value))
         model = self.context.model
         if model.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
+            query, key = self.rotary(query, positions), self.rotary(key, positions)
         dropout = model.attention_dropout if self.training else 0.0
-        if dropout:
+        if positions is not None:
+            mixed = document_attention(query, key, value, positions)
+        elif dropout:
             with self.context.rng.scope(call, "attention", query.device, sharded=True):
                 mixed = self._attend(query, key, value, dropout)
         else:

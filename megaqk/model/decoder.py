@@ -9,60 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from megaqk.model.block import Block, residual_dropout
+from megaqk.model.block import Block
 from megaqk.model.context import ModelContext
-from megaqk.model.norms import build_norm
-from megaqk.model.positions import LearnedPositions
-from megaqk.parallel.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
-
-
-class EmbeddingOutput(nn.Module):
-    """Positions (if learned) and dropout between the token embedding and the first block."""
-
-    def __init__(self, context: ModelContext) -> None:
-        super().__init__()
-        self.context = context
-        self.positions = LearnedPositions(context) if context.model.positions == "learned" else None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (B, S, H) to (B, S, H)."""
-        call = self.context.rng.next_call("embedding") if self.training else 0
-        if self.positions is not None:
-            hidden = self.positions(hidden)
-        return residual_dropout(hidden, self.context, call, "embedding", training=self.training)
-
-
-class Embedding(VocabParallelEmbedding):
-    """The token embedding; with a tied head, also the head."""
-
-    def __init__(self, context: ModelContext) -> None:
-        super().__init__(context.rows, context.tokens, context.model.hidden_size, tp=context.tp)
-
-
-class Head(Embedding):
-    """The output head: this rank's logits (B, S, local tokens) of the residual stream."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (B, S, H), or (B, S / size, H) under sequence parallelism, to logits."""
-        return self.logits(hidden)
-
-
-class FinalNorm(nn.Module):
-    """The norm before the head."""
-
-    def __init__(self, context: ModelContext) -> None:
-        super().__init__()
-        tp = context.tp
-        self.norm = build_norm(context.model, context.model.hidden_size, tp=tp, partial_gradient=tp.sequence)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise (B, S, H)."""
-        return self.norm(hidden)  # type: ignore[no-any-return]
-
-
-def tied_head(embedding: VocabParallelEmbedding, hidden: Tensor) -> Tensor:
-    """The head of a tied model: logits by the embedding table."""
-    return embedding.logits(hidden)
+from megaqk.model.ends import Embedding, EmbeddingOutput, FinalNorm, Head, tied_head
+from megaqk.model.stream import Stream
+from megaqk.parallel.vocabulary import mean_loss, vocab_parallel_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +32,11 @@ class LayerSpec:
     module: type[nn.Module]
     arguments: tuple[Any, ...]
     tied: bool = False
-    forward: Callable[[Any, Tensor], Tensor] | None = None
+    forward: Callable[[Any, Stream], Tensor] | None = None
 
 
 def layer_specs(context: ModelContext) -> list[LayerSpec]:
-    """The decoder from token ids (B, S) to local logits (B, S, local tokens)."""
+    """The decoder from token ids (B, S), with positions or without, to local logits (B, S, local tokens)."""
     model = context.model
     tied = model.tied_embedding
     specs = [
@@ -130,17 +81,18 @@ class Decoder(nn.Module):
         """The module of a spec."""
         return self.modules_by_name[name.replace(".", "_")]
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Local logits (B, S, local tokens) of token ids (B, S)."""
-        x = tokens
+    def logits(self, inputs: Stream) -> Tensor:
+        """Local logits (B, S, local tokens) of token ids (B, S), alone or with positions (B, S)."""
+        x = inputs
         for spec in self.specs:
             module = self.layer(spec.name)
             x = module(x) if spec.forward is None else spec.forward(module, x)
+        assert isinstance(x, Tensor), "the last layer drops the positions"
         return x
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of a micro-batch of token ids and labels, both (B, S)."""
-        return self.loss(self.logits(tokens), labels)
+    def forward(self, inputs: Stream, labels: Tensor) -> Tensor:
+        """Mean loss of a micro-batch of inputs (see `logits`) and labels (B, S)."""
+        return self.loss(self.logits(inputs), labels)
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """This rank's parameters by global name, in the order of the list."""

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from megaqk.model.context import ModelContext
 from megaqk.parallel.sharding import new_parameter
@@ -18,11 +19,18 @@ class LearnedPositions(nn.Module):
             (context.max_positions, context.model.hidden_size), tp, partial_gradient=tp.sequence
         )
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (B, S, H) to (B, S, H); under sequence parallelism S is this rank's part of the sequence."""
+    def forward(self, hidden: Tensor, positions: Tensor | None) -> Tensor:
+        """Map (B, S, H) to (B, S, H).
+
+        Args:
+            hidden: S is this rank's part of the sequence under sequence parallelism.
+            positions: (B, S) over the whole sequence; None for 0 to S - 1.
+        """
         length = hidden.shape[1]
         first = self.context.tp.rank * length if self.context.tp.sequence else 0
-        return hidden + self.weight[first : first + length]
+        if positions is None:
+            return hidden + self.weight[first : first + length]
+        return hidden + F.embedding(positions[:, first : first + length], self.weight)
 
 
 class Rotary(nn.Module):
@@ -42,9 +50,13 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate (B, heads, S, head_dim) by positions 0 to S - 1."""
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Rotate (B, heads, S, head_dim) by the positions (B, S), or by 0 to S - 1."""
         length = x.shape[-2]
-        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
+        if positions is None:
+            cos, sin = self.cos[:length], self.sin[:length]
+        else:  # one head dimension for all heads
+            cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

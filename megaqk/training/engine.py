@@ -17,6 +17,7 @@ from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.model.inventory import parameter_inventory
+from megaqk.model.stream import Stream
 from megaqk.optim.groups import ParameterGroup, compare_groups_across_ranks, groups_missing_on, plan_groups
 from megaqk.optim.optimizers import optimizer_factory
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
@@ -29,8 +30,8 @@ from megaqk.training.device import ProcessInfo
 from megaqk.training.quiet import quiet
 from megaqk.training.stages import StagedDecoder, deepspeed_topology
 
-Batch = tuple[Tensor, Tensor]
-"""Token ids and labels of a micro-batch, both (B, S)."""
+Batch = tuple[Stream, Tensor]
+"""Token ids (B, S), alone or with positions (B, S), and labels (B, S) of a micro-batch."""
 
 ANCHOR_SIZE = 64
 """Elements of the inert tensor that stands for a parameter group on a stage that owns none of its parameters."""
@@ -151,8 +152,13 @@ class TrainingEngine:
         return rates
 
     def _forward(self, batch: Batch) -> Tensor:
-        tokens, labels = (x.to(self.process.device, non_blocking=True) for x in batch)
-        return self.engine(tokens, labels)  # type: ignore[no-any-return]
+        device = self.process.device
+        inputs, labels = batch
+        if isinstance(inputs, tuple):
+            on_device: Stream = (inputs[0].to(device, non_blocking=True), inputs[1].to(device, non_blocking=True))
+        else:
+            on_device = inputs.to(device, non_blocking=True)
+        return self.engine(on_device, labels.to(device, non_blocking=True))  # type: ignore[no-any-return]
 
     def loss(self) -> Tensor:
         """Mean loss of the last step over all ranks; every rank must call it."""
