@@ -148,7 +148,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
             arguments.output,
             Recipe(arguments.tokenizer, arguments.text_field, arguments.bad_documents == "skip"),
             comm=comm,
-            workers=arguments.workers or available_cores(),
+            workers=arguments.workers or available_cores(comm.local_size),
             overwrite=arguments.overwrite,
         )
     except UserError:

@@ -12,10 +12,17 @@ _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class Comm(Protocol):
-    """A group of processes that work on one corpus."""
+    """A group of processes that work on one corpus.
+
+    Attributes:
+        rank: This process, in [0, size).
+        size: Number of processes.
+        local_size: Number of them on this machine.
+    """
 
     rank: int
     size: int
+    local_size: int
 
     def allgather(self, value: _T) -> list[_T]:
         """Return every rank's value, in rank order, on every rank."""
@@ -29,6 +36,7 @@ class Solo:
 
     rank = 0
     size = 1
+    local_size = 1
 
     def allgather(self, value: _T) -> list[_T]:
         """Return the only value."""
@@ -49,6 +57,7 @@ class Mpi:
         self._world: Any = MPI.COMM_WORLD
         self.rank = int(self._world.Get_rank())
         self.size = int(self._world.Get_size())
+        self.local_size = int(self._world.Split_type(MPI.COMM_TYPE_SHARED).Get_size())
 
     def allgather(self, value: _T) -> list[_T]:
         """Return every rank's value, in rank order, on every rank."""

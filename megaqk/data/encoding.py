@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import types
@@ -75,9 +76,11 @@ def encode_chunk(chunk: Chunk, recipe: Recipe, tokenizer: Tokenizer) -> Encoded:
     return Encoded(tokens, lengths, skipped, chunk.consumed)
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def available_cores(local_ranks: int = 1) -> int:
+    """Return how many cores this process may use, where `local_ranks` like it share this machine."""
+    mine = len(os.sched_getaffinity(0))
+    # A launcher that binds ranks to cores has divided them already.
+    return mine if mine < (os.cpu_count() or 1) else max(mine // local_ranks, 1)
 
 
 _worker: tuple[Recipe, Tokenizer] | None = None
@@ -85,6 +88,8 @@ _worker: tuple[Recipe, Tokenizer] | None = None
 
 def _start_worker(recipe: Recipe) -> None:
     global _worker
+    # An interrupt is the parent's to handle; a traceback from each worker tells nobody anything.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (recipe, load_tokenizer(recipe.tokenizer))
 

@@ -2,19 +2,21 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from megaqk.config.data import DataConfig
 from megaqk.data.build import build_corpus
+from megaqk.data.checksum import block_checksum
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe, available_cores
 from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, written_whole
-from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.indexed import IndexedCorpus, index_path
 from megaqk.data.inspection import check_tokens
 from megaqk.data.lanes import iterate_texts
-from megaqk.data.manifest import FORMAT, read_manifest, sizes_match
+from megaqk.data.manifest import FORMAT, manifest_path, read_manifest, sizes_match
 from megaqk.data.sources import Source, find_sources
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
@@ -96,8 +98,13 @@ def _find(directory: Path) -> PreparedData | None:
         return None
     if manifest is None or not sizes_match(prefix, manifest):
         return None
-    tokenizer = directory / manifest.tokenizer
-    return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id) if tokenizer.is_file() else None
+    tokenizer, index = directory / manifest.tokenizer, index_path(prefix)
+    # What is read at a glance is checked in full, the tokens by their size: see `data inspect --verify`.
+    if not tokenizer.is_file() or sha256_of(tokenizer) != manifest.tokenizer_sha256:
+        return None
+    if index.stat().st_size < _SMALL_BYTES and block_checksum(index) != manifest.files[index.name]["checksum"]:
+        return None
+    return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id)
 
 
 def _make(config: DataConfig, sources: list[Source], directory: Path) -> PreparedData:
@@ -107,6 +114,10 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
     model_path = directory / ("tokenizer.model" if given is None else f"tokenizer{given.suffix}")
     with os_errors_named(directory):
         directory.mkdir(parents=True, exist_ok=True)
+        if manifest_path(directory / "corpus").exists():
+            # It was finished once and has been damaged since: nothing of it is to be trusted.
+            shutil.rmtree(directory)
+            directory.mkdir()
     if given is not None:
         with written_whole(model_path) as beside, os_errors_named(given):
             beside.write_bytes(given.read_bytes())

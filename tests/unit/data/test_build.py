@@ -32,7 +32,7 @@ class ThreadComm:
 
     def __init__(self, rank: int, shared: list[Any], barrier: threading.Barrier) -> None:
         self.rank = rank
-        self.size = len(shared)
+        self.size = self.local_size = len(shared)
         self._shared = shared
         self._barrier = barrier
 

@@ -103,3 +103,19 @@ def test_malformed_corpora_are_named(tmp_path: Path, index: bytes, data: bytes, 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.idx: No such file"):
         IndexedCorpus(tmp_path / "absent")
+
+
+def test_a_trusted_large_index_is_checked_at_its_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaqk.data.indexed._LARGE", 10)
+    monkeypatch.setattr("megaqk.data.indexed._BLOCK", 4)
+    write_corpus(tmp_path / "c", np.dtype("<u2"), [np.arange(3)] * 20)
+    index = bytearray((tmp_path / "c.idx").read_bytes())
+    assert IndexedCorpus(tmp_path / "c", trusted=True).document(19).tolist() == [0, 1, 2]
+    index[34 + 4 * 5] = 9
+    (tmp_path / "c.idx").write_bytes(index)
+    IndexedCorpus(tmp_path / "c", trusted=True)
+    with pytest.raises(UserError, match="sequence 6 starts"):
+        IndexedCorpus(tmp_path / "c")
+    (tmp_path / "c.bin").write_bytes((tmp_path / "c.bin").read_bytes()[:-2])
+    with pytest.raises(UserError, match="bytes of tokens"):
+        IndexedCorpus(tmp_path / "c", trusted=True)

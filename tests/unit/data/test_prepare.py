@@ -8,6 +8,7 @@ import pytest
 from megaqk.config.data import DataConfig
 from megaqk.data import load_tokenizer, prepare
 from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
 TEXTS = [
@@ -54,8 +55,13 @@ def test_a_damaged_cache_is_made_again(text: Path) -> None:
     data.write_bytes(whole[:-2])
     assert prepare(make(text)) == prepared
     assert data.read_bytes() == whole
-    prepared.corpora[0].with_name("corpus.manifest.json").write_text("{")
-    assert prepare(make(text)) == prepared
+    for name in ("corpus.manifest.json", "tokenizer.model", "corpus.idx"):
+        path = prepared.corpora[0].with_name(name)
+        good = path.read_bytes()
+        # The same size, a byte changed.
+        path.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
+        assert prepare(make(text)) == prepared
+        assert path.read_bytes() == good, name
 
 
 def test_processes_that_start_together_agree(text: Path) -> None:
@@ -86,6 +92,32 @@ def test_a_corpus_is_taken_with_its_own_tokenizer_only(text: Path, tmp_path: Pat
     prepared.corpora[0].with_name("corpus.manifest.json").unlink()
     with pytest.raises(UserError, match=r"data.tokenizer = null: must be given"):
         prepare(DataConfig(corpus=corpus))
+
+
+def test_bad_documents_stop_or_are_skipped(text: Path) -> None:
+    with text.open("a") as stream:
+        stream.write('{"text": "cut o\n{"text": "last"}\n')
+    with pytest.raises(UserError, match=r"text.jsonl, line 301: malformed JSON .*data.bad_documents: skip"):
+        prepare(make(text))
+    assert IndexedCorpus(prepare(make(text, bad_documents="skip")).corpora[0]).num_documents == 301
+
+
+def test_a_corpus_of_unknown_origin_must_fit_the_tokenizer(text: Path) -> None:
+    prepared = prepare(make(text))
+    write_corpus(text.parent / "foreign", np.dtype("<u2"), [np.array([1, 319, 320])])
+    with pytest.raises(UserError, match=r"foreign.bin: token 320 at position 2 is outside the vocabulary, \[0, 320\)"):
+        prepare(DataConfig(corpus=str(text.parent / "foreign"), tokenizer=str(prepared.tokenizer)))
+
+
+def test_sources_share_a_tokenizer(text: Path, tmp_path: Path) -> None:
+    prepared, other = prepare(make(text)), prepare(make(text, vocab_size=330))
+    sources = [
+        {"corpus": str(one.corpora[0]), "weight": 1, "name": name} for name, one in (("a", prepared), ("b", other))
+    ]
+    with pytest.raises(UserError, match=r"data.tokenizer = .*must be the tokenizer.model that made"):
+        prepare(DataConfig(sources=sources, tokenizer=str(prepared.tokenizer)))
+    both = prepare(DataConfig(sources=[sources[0], sources[0] | {"name": "c"}], tokenizer=str(prepared.tokenizer)))
+    assert both.corpora == prepared.corpora * 2
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.stream import PackedStream
 from megaqk.data.writer import write_corpus
+from megaqk.errors import UserError
 
 
 @pytest.fixture
@@ -54,3 +55,10 @@ def test_a_read_depends_on_each_position_alone(corpus: IndexedCorpus) -> None:
     again = PackedStream(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=(1,))
     assert together.tolist() == [again.read(np.array([p]))[0].tolist() for p in positions]
     assert stream.read(np.array([], dtype=np.int64)).shape == (0, 8)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(corpus: IndexedCorpus) -> None:
+    largest = int(corpus.tokens.max())
+    stream = PackedStream(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=None, vocab_size=largest)
+    with pytest.raises(UserError, match=rf"c.bin: holds a token outside the vocabulary, \[0, {largest}\)"):
+        stream.read(np.arange(stream.num_samples))
