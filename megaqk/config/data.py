@@ -70,6 +70,11 @@ class DataConfig(Section):
     bad_documents: Literal["stop", "skip"] = Field(
         "stop", description="What a malformed document in text does: stop with its line, or be skipped and counted."
     )
+    separate_documents: bool = Field(
+        False,
+        description="Keep documents that share a sample apart: attention and positions start anew with each, and a "
+        "document's last token is not asked for the first of the next.",
+    )
     tokenizer: str | None = Field(
         None, description="A sentencepiece .model; null trains one on text, or takes the one named beside corpus."
     )

@@ -9,6 +9,9 @@ Positions are given where documents that share a sample must not see each other.
 every pipeline stage needs them.
 """
 
+Batch = tuple[Stream, Tensor]
+"""A micro-batch: token ids (B, S), alone or with positions (B, S), and labels (B, S)."""
+
 
 def split_stream(stream: Stream) -> tuple[Tensor, Tensor | None]:
     """The hidden state and the positions, if there are any."""

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from megaqk.data.packing import document_layout
 from megaqk.data.stream import SampleStream
+from megaqk.model.stream import Batch
+from megaqk.parallel.vocabulary import IGNORE_INDEX
 
 
 class RankBatches:
@@ -20,17 +23,36 @@ class RankBatches:
         micro_batch: Samples of a micro-batch.
         data_rank: This rank on the data axis.
         data_size: Size of the data axis.
+        separate_at: The end-of-document id at which documents are kept apart; None lets them see each other.
     """
 
-    def __init__(self, stream: SampleStream, *, micro_batch: int, data_rank: int, data_size: int) -> None:
+    def __init__(
+        self,
+        stream: SampleStream,
+        *,
+        micro_batch: int,
+        data_rank: int,
+        data_size: int,
+        separate_at: int | None = None,
+    ) -> None:
         self._stream = stream
         self._micro_batch = micro_batch
         self._data_rank = data_rank
         self._data_size = data_size
+        self._separate_at = separate_at
 
-    def read(self, first_sample: int, micro_batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield token ids and labels, both (micro_batch, S), of this rank's part of one global batch."""
+    def read(self, first_sample: int, micro_batches: int) -> Iterator[Batch]:
+        """Yield the micro-batches of this rank's part of one global batch."""
         for index in range(micro_batches):
             start = first_sample + (index * self._data_size + self._data_rank) * self._micro_batch
-            samples = torch.from_numpy(self._stream.read(np.arange(start, start + self._micro_batch)))
-            yield samples[:, :-1].contiguous(), samples[:, 1:].contiguous()
+            yield self._split(self._stream.read(np.arange(start, start + self._micro_batch)))
+
+    def _split(self, samples: npt.NDArray[np.int64]) -> Batch:
+        """Samples (micro_batch, S + 1) as inputs and labels."""
+        inputs = np.ascontiguousarray(samples[:, :-1])
+        labels = np.ascontiguousarray(samples[:, 1:])
+        if self._separate_at is None:
+            return torch.from_numpy(inputs), torch.from_numpy(labels)
+        layout = document_layout(inputs, self._separate_at)
+        labels[~layout.loss_mask] = IGNORE_INDEX
+        return (torch.from_numpy(inputs), torch.from_numpy(layout.positions)), torch.from_numpy(labels)

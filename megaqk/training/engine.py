@@ -17,7 +17,7 @@ from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.model.inventory import parameter_inventory
-from megaqk.model.stream import Stream
+from megaqk.model.stream import Batch, Stream
 from megaqk.optim.groups import ParameterGroup, compare_groups_across_ranks, groups_missing_on, plan_groups
 from megaqk.optim.optimizers import optimizer_factory
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
@@ -29,9 +29,6 @@ from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
 from megaqk.training.device import ProcessInfo
 from megaqk.training.quiet import quiet
 from megaqk.training.stages import StagedDecoder, deepspeed_topology
-
-Batch = tuple[Stream, Tensor]
-"""Token ids (B, S), alone or with positions (B, S), and labels (B, S) of a micro-batch."""
 
 ANCHOR_SIZE = 64
 """Elements of the inert tensor that stands for a parameter group on a stage that owns none of its parameters."""

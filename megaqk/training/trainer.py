@@ -73,9 +73,15 @@ class Trainer:
         self.layout = layout
         training = config.training
 
-        prepared = prepare(config.data)
-        self.vocabulary = vocabulary_of(config, prepared)
-        splits = open_splits(prepared, config.data, sequence_length=training.sequence_length, seed=training.seed)
+        self.prepared = prepare(config.data)
+        self.vocabulary = vocabulary_of(config, self.prepared)
+        splits = open_splits(
+            self.prepared,
+            config.data,
+            sequence_length=training.sequence_length,
+            seed=training.seed,
+            global_batch_size=training.global_batch_size,
+        )
         self.train_stream = splits.train
         self.valid_stream = splits.valid
         self.evaluation_micro_batches = self._evaluation_micro_batches()
@@ -133,6 +139,7 @@ class Trainer:
             micro_batch=self.config.training.micro_batch_size,
             data_rank=self.engine.coordinate.data,
             data_size=self.layout.data,
+            separate_at=self.prepared.eod_id if self.config.data.separate_documents else None,
         )
 
     def train(self) -> None:
