@@ -54,5 +54,6 @@ class RankBatches:
         if self._separate_at is None:
             return torch.from_numpy(inputs), torch.from_numpy(labels)
         layout = document_layout(inputs, self._separate_at)
-        labels[~layout.loss_mask] = IGNORE_INDEX
+        # Not in place: inputs and labels may be views of the same samples.
+        labels = np.where(layout.loss_mask, labels, IGNORE_INDEX)
         return (torch.from_numpy(inputs), torch.from_numpy(layout.positions)), torch.from_numpy(labels)

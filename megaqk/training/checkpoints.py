@@ -6,6 +6,7 @@ file, syncs and renames. A process killed at any moment thus leaves the previous
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -139,12 +140,18 @@ def load(store: CheckpointStore, engine: TrainingEngine, step: int, config: dict
     Learning rates are not restored: they are computed from the configuration before every step.
 
     Raises:
-        UserError: If the checkpoint belongs to another model or topology.
+        UserError: If the checkpoint belongs to another model or topology, or holds anything but data.
     """
     manifest = store.manifest(step)
     check_compatible(manifest, config, asdict(engine.dims), store.path(step))
-    with quiet(), weights_only():
-        engine.engine.load_checkpoint(str(store.folder), tag=f"step-{step}", load_lr_scheduler_states=False)
+    try:
+        with quiet(), weights_only():
+            engine.engine.load_checkpoint(str(store.folder), tag=f"step-{step}", load_lr_scheduler_states=False)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{store.path(step)}: holds something other than tensors and numbers, which is not loaded since it could "
+            "run code; remove it to go on from the checkpoint before it"
+        ) from error
     engine.reapply_configuration()
     return Progress(**manifest["progress"])
 
