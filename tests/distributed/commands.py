@@ -1,0 +1,66 @@
+"""The command line inside a rank of the harness, and ways for it to be killed.
+
+A rank of the harness has torch and DeepSpeed loaded already, so a run costs a fraction of what `torchrun` takes.
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """`megaqk ARGV` on this rank."""
+    from megaqk.cli import main
+
+    return main(argv)
+
+
+def run_killed_at_step(argv: Sequence[str], step: int) -> int:
+    """The same, until every rank is killed with `step` steps taken and recorded."""
+    from megaqk.training.device import start_process_group
+
+    start_process_group()
+    from megaqk.training.trainer import Trainer
+
+    log = Trainer._log
+
+    def log_and_die(self: Any, *args: Any) -> None:
+        log(self, *args)
+        if self.progress.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer._log = log_and_die  # type: ignore[method-assign]
+    return run_command(argv)
+
+
+def run_killed_in_save(argv: Sequence[str], step: int) -> int:
+    """The same, until every rank is killed with half of its first file of the checkpoint of `step` written."""
+    import torch
+
+    save = torch.save
+
+    def write_half_and_die(state: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        save(state, file, *args, **kwargs)
+        if isinstance(file, str | os.PathLike) and f"step-{step}." in str(file):
+            path = Path(file)
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = write_half_and_die
+    return run_command(argv)
+
+
+def run_killed_before_rename(argv: Sequence[str], step: int) -> int:
+    """The same, until the process is killed with the checkpoint of `step` written and not yet in its place."""
+    rename = Path.rename
+
+    def die(self: Path, target: Any) -> Path:
+        if self.name.startswith(f"step-{step}."):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.rename = die  # type: ignore[method-assign]
+    return run_command(argv)

@@ -1,0 +1,275 @@
+"""A run that is killed and started again ends bit for bit as one that was not; in fp32 on CPU."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tests.distributed import commands
+from tests.harness import DistributedError, run_distributed, run_torchrun
+
+STEPS, EVERY = 10, 3
+SPEED = ("tokens_per_second", "model_flops_per_second", "mfu", "peak_memory_bytes")
+LIMIT = 120
+
+TOPOLOGIES: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {"model": {"dropout": 0.1, "attention_dropout": 0.1}}),
+    "tp2-pp2-zero1": (
+        4,
+        {"parallel": {"tensor": 2, "pipeline": 2, "sequence": True}, "model": {"dropout": 0.1}},
+    ),
+    "dp2-zero2": (2, {"parallel": {"zero_stage": 2}, "model": {"preset": "llama", "attention_dropout": 0.1}}),
+    "dp2-zero3": (2, {"parallel": {"zero_stage": 3}, "model": {"dropout": 0.1}, "training": {"recompute": "full"}}),
+}
+KILLS: dict[str, Callable[..., int]] = {
+    "at-a-step": commands.run_killed_at_step,
+    "in-a-save": commands.run_killed_in_save,
+    "before-the-rename": commands.run_killed_before_rename,
+}
+
+
+def command(config: Path, *overrides: str) -> list[str]:
+    return ["pretrain", str(config), *overrides]
+
+
+def records(config: Path) -> list[dict[str, Any]]:
+    lines = (config.parent / "run" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in SPEED} for line in lines]
+
+
+def checkpoint(config: Path, step: int) -> dict[str, Any]:
+    """Everything in a checkpoint's files, by name of the file."""
+    folder = config.parent / "run" / "checkpoints" / f"step-{step}"
+    return {path.name: torch.load(path, weights_only=False) for path in sorted(folder.glob("*.pt"))}
+
+
+def assert_equal(a: Any, b: Any, place: str = "") -> None:
+    assert type(a) is type(b), place
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, place
+        assert torch.equal(a, b), place
+    elif isinstance(a, dict):
+        assert list(a) == list(b), place
+        for key in a:
+            assert_equal(a[key], b[key], f"{place}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), place
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal(*pair, f"{place}/{index}")
+    elif isinstance(a, bool | int | float | str | None):
+        assert a == b, place
+
+
+def assert_same_end(killed: Path, whole: Path) -> None:
+    assert records(killed) == records(whole)
+    assert [record["step"] for record in records(whole) if "loss" in record] == list(range(1, STEPS + 1))
+    ours, theirs = checkpoint(killed, STEPS), checkpoint(whole, STEPS)
+    assert ours
+    assert_equal(ours, theirs)
+    names = sorted(path.name for path in (killed.parent / "run" / "checkpoints").glob("step-*"))
+    assert names == ["step-10", "step-9"]  # keep = 2, and nothing partial is left
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, write_config: Callable[..., Path]) -> Callable[[str], Path]:
+    """The configuration file of an uninterrupted run, by topology; it runs once."""
+    done: dict[str, Path] = {}
+
+    def run(name: str) -> Path:
+        if name not in done:
+            world, sections = TOPOLOGIES[name]
+            config = write_config(tmp_path_factory.mktemp(name), **sections)
+            assert (
+                run_distributed(commands.run_command, world, command(config), init=False, timeout=LIMIT) == [0] * world
+            )
+            done[name] = config
+        return done[name]
+
+    return run
+
+
+@pytest.fixture
+def finished(tmp_path: Path, whole: Callable[[str], Path], write_config: Callable[..., Path]) -> Path:
+    """The configuration of a finished run of one process, to be damaged."""
+    original = whole("one")
+    config = write_config(tmp_path, **TOPOLOGIES["one"][1])
+    shutil.copytree(original.parent / "run", tmp_path / "run")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "kill", "step"),
+    [
+        ("one", "at-a-step", 2),  # before the first checkpoint
+        ("one", "at-a-step", 8),
+        ("one", "before-the-rename", 9),
+        ("tp2-pp2-zero1", "in-a-save", 6),
+        pytest.param("tp2-pp2-zero1", "at-a-step", 5, marks=pytest.mark.full),
+        ("dp2-zero2", "at-a-step", 5),
+        pytest.param("dp2-zero2", "in-a-save", 9, marks=pytest.mark.full),
+        ("dp2-zero3", "in-a-save", 6),
+        pytest.param("dp2-zero3", "at-a-step", 7, marks=pytest.mark.full),
+    ],
+)
+def test_killed_and_run_again(
+    tmp_path: Path,
+    whole: Callable[[str], Path],
+    write_config: Callable[..., Path],
+    name: str,
+    kill: str,
+    step: int,
+) -> None:
+    world, sections = TOPOLOGIES[name]
+    config = write_config(tmp_path, **sections)
+    with pytest.raises(DistributedError, match="died without a word"):
+        run_distributed(KILLS[kill], world, command(config), step, init=False, timeout=LIMIT)
+    leftovers = [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.partial")]
+    assert leftovers == ([] if kill == "at-a-step" else [f"step-{step}.partial"])
+    assert run_distributed(commands.run_command, world, command(config), init=False, timeout=LIMIT) == [0] * world
+    assert_same_end(config, whole(name))
+
+
+def kill_tree(process: "subprocess.Popen[str]") -> None:
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+        child.send_signal(signal.SIGKILL)
+
+
+def kill_from_outside(arguments: list[str], metrics: Path, step: int) -> None:
+    """Start a command line and kill all its processes once `step` is on record."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *arguments], env=environment, text=True)
+    try:
+        deadline = time.monotonic() + LIMIT
+        while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        kill_tree(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_command_line_of_one_process_killed_from_outside(
+    tmp_path: Path, whole: Callable[[str], Path], write_config: Callable[..., Path]
+) -> None:
+    config = write_config(tmp_path, **TOPOLOGIES["one"][1])
+    arguments = ["-m", "megaqk", *command(config)]
+    kill_from_outside(arguments, tmp_path / "run" / "metrics.jsonl", 4)
+    subprocess.run([sys.executable, *arguments], check=True, timeout=LIMIT)
+    assert_same_end(config, whole("one"))
+
+
+def test_torchrun_killed_from_outside(
+    tmp_path: Path, whole: Callable[[str], Path], write_config: Callable[..., Path]
+) -> None:
+    world, sections = TOPOLOGIES["tp2-pp2-zero1"]
+    config = write_config(tmp_path, **sections)
+    arguments = ["-m", "megaqk", *command(config)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    kill_from_outside([*launcher, *arguments], tmp_path / "run" / "metrics.jsonl", 5)
+    result = run_torchrun(arguments, world, timeout=LIMIT)
+    assert "resumed after step 3" in result.stdout
+    assert_same_end(config, whole("tp2-pp2-zero1"))
+
+
+def rerun(config: Path, capfd: pytest.CaptureFixture[str], *overrides: str, world: int = 1) -> tuple[list[int], str]:
+    """Run the command again in the harness: the statuses, and what the ranks printed."""
+    capfd.readouterr()
+    statuses = run_distributed(commands.run_command, world, command(config, *overrides), init=False, timeout=LIMIT)
+    return statuses, capfd.readouterr().out
+
+
+def lines_of_ours(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("megaqk: ")]
+
+
+def test_a_finished_run_says_so(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = records(finished)
+    statuses, output = rerun(finished, capfd)
+    assert statuses == [0]
+    assert f"already at step {STEPS} of {STEPS}" in output
+    assert records(finished) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    finished: Path, whole: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    newest = finished.parent / "run" / "checkpoints" / f"step-{STEPS}"
+    victim = max(newest.glob("*.pt"), key=lambda path: path.stat().st_size)
+    with victim.open("r+b") as stream:
+        stream.truncate(victim.stat().st_size // 2)
+    statuses, output = rerun(finished, capfd)
+    assert statuses == [0]
+    [said] = [line for line in lines_of_ours(output) if "left out" in line]
+    assert victim.name in said
+    assert "bytes" in said
+    assert "resumed after step 9" in output
+    assert_same_end(finished, whole("one"))
+
+
+def test_leftovers_of_a_killed_save_are_removed(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoints = finished.parent / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step-9", checkpoints / "step-11.partial")
+    shutil.rmtree(checkpoints / f"step-{STEPS}")
+    assert rerun(finished, capfd)[0] == [0]
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-10", "step-9"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "named"),
+    [
+        (["model.num_layers=3"], 1, "model.num_layers"),
+        (["model.hidden_size=64"], 1, "model.hidden_size"),
+        (["parallel.zero_stage=2"], 1, "parallel.zero_stage"),
+        (["training.precision=bf16"], 1, "training.precision"),
+        ([], 2, "data 2"),
+        (["parallel.tensor=2"], 2, "tensor 2"),
+    ],
+)
+def test_another_model_or_topology_is_refused(
+    finished: Path, capfd: pytest.CaptureFixture[str], overrides: list[str], world: int, named: str
+) -> None:
+    before = records(finished)
+    statuses, output = rerun(finished, capfd, *overrides, world=world)
+    assert statuses == [2] * world
+    said = lines_of_ours(output)
+    assert len([line for line in said if "(rank" not in line]) == 1
+    assert all(line.startswith("megaqk: error: ") and named in line for line in said)
+    assert "Traceback" not in output
+    assert records(finished) == before
+
+
+class Malice:
+    def __init__(self, target: str):
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.target, "w"))
+
+
+@pytest.mark.parametrize("pattern", ["*model_states.pt", "*optim_states.pt"])
+def test_a_checkpoint_runs_no_code(finished: Path, capfd: pytest.CaptureFixture[str], pattern: str) -> None:
+    newest = finished.parent / "run" / "checkpoints" / f"step-{STEPS}"
+    proof = finished.parent / "proof"
+    [victim] = newest.glob(pattern)
+    torch.save({"module": Malice(str(proof))}, victim)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"][victim.name] = victim.stat().st_size
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    statuses, output = rerun(finished, capfd)
+    assert not proof.exists()
+    assert statuses == [2]
+    [said] = lines_of_ours(output)
+    assert str(newest) in said
+    assert "Traceback" not in output
