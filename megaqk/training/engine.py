@@ -27,6 +27,7 @@ from megaqk.parallel.sharding import new_parameter
 from megaqk.parallel.topology import ParallelDims
 from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
 from megaqk.training.device import ProcessInfo
+from megaqk.training.partitioning import partitioned_from_birth, whole
 from megaqk.training.quiet import quiet
 from megaqk.training.stages import StagedDecoder, deepspeed_topology
 
@@ -77,16 +78,19 @@ class TrainingEngine:
 
         self.staged = parallel.pipeline > 1
         self.module: StagedDecoder | Decoder
+        settings = deepspeed_config(config, layout, cuda=process.device.type == "cuda")
         with quiet():
             if self.staged:
                 self.module = StagedDecoder(context, self.dims, layout.layers_per_stage)
                 grid = self.module.mpu()
             else:
-                self.module = Decoder(context)
                 grid = PipelineParallelGrid(deepspeed_topology(self.dims))
+                with partitioned_from_birth(settings, grid):
+                    self.module = Decoder(context)
             self.parameters = self.module.global_parameters()
-            initialize(self.parameters, context, config.training.seed)
-            settings = deepspeed_config(config, layout, cuda=process.device.type == "cuda")
+            for name, parameter in self.parameters.items():
+                with whole(parameter, write=True):
+                    initialize({name: parameter}, context, config.training.seed)
             self.engine = (StagedEngine if self.staged else PlainEngine)(
                 args=None,
                 model=self.module,

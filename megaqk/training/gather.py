@@ -1,22 +1,17 @@
 """Whole parameters from the parts that the ranks hold."""
 
-import contextlib
-
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from megaqk.parallel.sharding import sharding_of
 from megaqk.training.engine import TrainingEngine
+from megaqk.training.partitioning import whole
 
 
 def _whole(parameter: nn.Parameter, engine: TrainingEngine) -> Tensor:
     """The unsharded tensor on the CPU; every rank of the tensor-parallel group must call it."""
-    context: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if hasattr(parameter, "ds_id"):  # partitioned by ZeRO-3
-        context = deepspeed.zero.GatheredParameters([parameter])
-    with context:
+    with whole(parameter):
         local = parameter.detach().clone()
     dim = sharding_of(parameter).dim
     if dim is None or engine.tp.size == 1:
