@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from megaqk.errors import UserError
 from megaqk.runtime.extensions import ensure_cpu_extensions
 from megaqk.training.quiet import quiet
 
@@ -24,6 +25,16 @@ class ProcessInfo:
 def world_size_of_environment() -> int:
     """World size that torchrun announced; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that has no kernels here.
+
+    Raises:
+        UserError: For fp16 without a CUDA device.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.precision = fp16: needs a CUDA device; use bf16 or fp32 on a CPU")
 
 
 def start_process_group() -> ProcessInfo:
