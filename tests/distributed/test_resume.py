@@ -111,9 +111,9 @@ def finished(tmp_path: Path, whole: Callable[[str], Path], write_config: Callabl
     ("name", "kill", "step"),
     [
         ("one", "at-a-step", 2),  # before the first checkpoint
-        ("one", "at-a-step", 8),
+        pytest.param("one", "at-a-step", 8, marks=pytest.mark.full),
         ("one", "before-the-rename", 9),
-        ("tp2-pp2-zero1", "in-a-save", 6),
+        pytest.param("tp2-pp2-zero1", "in-a-save", 6, marks=pytest.mark.full),
         pytest.param("tp2-pp2-zero1", "at-a-step", 5, marks=pytest.mark.full),
         ("dp2-zero2", "at-a-step", 5),
         pytest.param("dp2-zero2", "in-a-save", 9, marks=pytest.mark.full),

@@ -1,0 +1,66 @@
+"""The tensor-parallel layers on real ranks, against the layers of torch."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.harness import run_distributed
+from tests.unit.parallel import layers
+
+TOLERANCE = 2e-5  # relative to the largest element
+
+
+def check(results: list[dict[str, float]]) -> None:
+    for rank, errors in enumerate(results):
+        assert all(value <= TOLERANCE for value in errors.values()), (rank, errors)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("sequence", [False, True])
+def test_column_and_row_parallel_linear(world: int, sequence: bool) -> None:
+    for bias in (False, True):
+        check(run_distributed(layers.column_and_row, world, sequence, bias))
+
+
+# (48, 40): the last rank holds some padding; (48, 20): of four ranks the last two hold padding only.
+@pytest.mark.parametrize(("rows", "tokens"), [(48, 48), (48, 40), (48, 20)])
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("sequence", [False, True])
+def test_embedding_head_and_cross_entropy(world: int, sequence: bool, rows: int, tokens: int) -> None:
+    check(run_distributed(layers.embedding_head_and_loss, world, sequence, rows, tokens))
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(48, 48), (48, 20)])
+def test_one_rank_is_the_plain_path(rows: int, tokens: int) -> None:
+    check(run_distributed(layers.embedding_head_and_loss, 1, False, rows, tokens))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_no_label_at_all(world: int) -> None:
+    assert run_distributed(layers.nothing_to_learn, world) == [0.0] * world
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_norm_and_clipping_are_the_unsharded_ones(world: int, max_norm: float) -> None:
+    results = run_distributed(layers.norm_and_clipping, world, max_norm)
+    assert len({norm for norm, _ in results}) == 1
+    assert all(norm <= 1e-6 and clipped <= 1e-5 for norm, clipped in results)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_dropout_masks(sequence: bool) -> None:
+    masks = run_distributed(layers.dropout_masks, 2, sequence)
+    for name in ("replicated", "recomputed", "next step", "resumed"):
+        assert torch.equal(masks[0][name], masks[1][name]), name
+    assert not torch.equal(masks[0]["sharded"], masks[1]["sharded"])
+    for own in masks:
+        assert torch.equal(own["replicated"], own["recomputed"])
+        assert torch.equal(own["replicated"], own["resumed"])
+        assert own["state left alone"]
+        different = ["replicated", "sharded", "next micro-batch", "other layer", "next step"]
+        for a, b in itertools.combinations(different, 2):
+            assert not torch.equal(own[a], own[b]), (a, b)
+            # Independent masks of half the elements agree on half of them.
+            assert 0.4 < float((own[a] == own[b]).float().mean()) < 0.6, (a, b)
