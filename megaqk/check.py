@@ -6,9 +6,6 @@ from typing import Any
 from megaqk.config.checks import check_world
 from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.loading import load_config
-from megaqk.model.inventory import parameter_inventory
-from megaqk.optim.groups import plan_groups
-from megaqk.planning import resolved_plan, vocabulary_rows
 
 
 def add_check_command(subparsers: Any) -> None:
@@ -50,6 +47,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     layout = check_world(config, arguments.world_size)
     # Only for its refusals: extra DeepSpeed keys that clash with ours.
     deepspeed_config(config, layout)
+    # Only now, since the model's modules import torch: a refusal, of any command, is immediate.
+    from megaqk.model.inventory import parameter_inventory
+    from megaqk.optim.groups import plan_groups
+    from megaqk.planning import resolved_plan, vocabulary_rows
+
     parameters = parameter_inventory(config, rows=vocabulary_rows(config))
     print(resolved_plan(config, layout, parameters, plan_groups(config, parameters)))
     return 0
