@@ -134,13 +134,19 @@ def is_upper_qk(name: str) -> bool:
     )
 
 
-def plain_run(model: dict[str, Any], *, tokens: int = TOKENS) -> Trace:
-    """Ten steps of the textbook loop in this process."""
+def plain_decoder(model: dict[str, Any], *, tokens: int = TOKENS) -> Decoder:
+    """The initial model of a case, whole, in this process."""
     config = Config.model_validate(settings(model))
     context = model_context(config, tokens=tokens, rows=ROWS)
     decoder = Decoder(context)
+    initialize(decoder.global_parameters(), context, config.training.seed)
+    return decoder
+
+
+def plain_run(model: dict[str, Any], *, tokens: int = TOKENS) -> Trace:
+    """Ten steps of the textbook loop in this process."""
+    decoder = plain_decoder(model, tokens=tokens)
     parameters = decoder.global_parameters()
-    initialize(parameters, context, config.training.seed)
     groups = [{"params": [p], "name": n, "weight_decay": DECAY if p.dim() > 1 else 0.0} for n, p in parameters.items()]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, foreach=False)
     losses, norms = [], []

@@ -61,6 +61,13 @@ def update(trace: Trace, name: str, step: int = 0) -> Tensor:
     return trace.history[step + 1][name].double() - trace.history[step][name].double()
 
 
+def test_starts_from_the_weights_of_one_process(traces: dict[str, Trace]) -> None:
+    expected = driver.plain_decoder(MODEL).global_parameters()
+    for trace in traces.values():
+        assert trace.history[0].keys() == expected.keys()
+        assert all(torch.equal(trace.history[0][name], value) for name, value in expected.items())
+
+
 def test_zero_freezes_the_upper_query_and_key_until_release(traces: dict[str, Trace]) -> None:
     weights = traces["zero"].history
     upper = {name for name in weights[0] if is_upper_qk(name)}
