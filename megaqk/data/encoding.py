@@ -90,6 +90,8 @@ def _start_worker(recipe: Recipe) -> None:
     global _worker
     # An interrupt is the parent's to handle; a traceback from each worker tells nobody anything.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The processes share the cores already; each with a thread per core would only get in the others' way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (recipe, load_tokenizer(recipe.tokenizer))
 

@@ -130,14 +130,15 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
         )
         with written_whole(model_path) as beside:
             beside.write_bytes(model)
-    size = sum(Path(source.name).stat().st_size for source in sources if Path(source.name).is_file())
+    paths = [Path(source.name) for source in sources]
+    small = all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) < _SMALL_BYTES
     build_corpus(
         sources,
         directory / "corpus",
         Recipe(model_path, config.text_field, skip_bad),
         comm=Solo(),
         # Starting processes takes longer than a small text does.
-        workers=1 if size < _SMALL_BYTES else available_cores(),
+        workers=1 if small else available_cores(),
         overwrite=True,
     )
     made = _find(directory)

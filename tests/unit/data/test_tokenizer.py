@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -53,3 +54,18 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"bad\.model: not a sentencepiece model"):
         load_tokenizer(tmp_path / "bad.model")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_kinds_special_tokens_and_samples(tmp_path: Path, kind: Literal["bpe", "unigram"]) -> None:
+    def train(**keys: int) -> bytes:
+        return train_sentencepiece(TEXTS, vocab_size=300, kind=kind, special_tokens=["<call>"], **keys)
+
+    (tmp_path / "t.model").write_bytes(train())
+    tokenizer = load_tokenizer(tmp_path / "t.model")
+    ids = tokenizer.encode("weary <call> lore")
+    assert "<call>" in [tokenizer.piece(token) for token in ids]
+    assert tokenizer.decode(ids) == "weary <call> lore"
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in TEXTS)
+    # A line of text is a sample; the draw does not change from run to run.
+    assert train(sample_lines=300) == train(sample_lines=300) != train()
