@@ -19,7 +19,9 @@ class SourceConfig(Section):
     """One of several corpora that a run draws from."""
 
     corpus: str = Field(description="Prefix of a Megatron corpus, as data.corpus.")
-    weight: float = Field(ge=0, description="Share of the samples, relative to the other sources' weights.")
+    weight: float = Field(
+        ge=0, allow_inf_nan=False, description="Share of the samples, relative to the other sources' weights."
+    )
     name: str = Field("", description="What stages call it; default: the last part of corpus.")
     split: Fractions | None = Field(None, strict=False, description="As data.split, for this source.")
 
@@ -40,7 +42,7 @@ class StageConfig(Section):
 
     start_step: int | None = Field(None, ge=1, description="First step; moves if the global batch size changes.")
     start_tokens: int | None = Field(None, ge=1, description="Tokens trained on before; rounded up to a whole sample.")
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(description="Source name -> weight.")
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(description="Source name -> weight.")
 
     @model_validator(mode="after")
     def _check(self) -> "StageConfig":

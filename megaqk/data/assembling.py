@@ -97,10 +97,8 @@ def assemble(
             documents=sum(piece.last - piece.first for piece in pieces),
             tokens=sum(piece.bounds[1] - piece.bounds[0] for piece in pieces),
             skipped={},
-            files={
-                data_path(prefix).name: measured(partial_path(prefix), threads=os.cpu_count() or 1),
-                index_path(prefix).name: measured(index_path(prefix)),
-            },
+            data=measured(partial_path(prefix), threads=os.cpu_count() or 1),
+            index=measured(index_path(prefix)),
         )
         write_manifest(prefix, written)
     with os_errors_named(prefix):
@@ -112,7 +110,7 @@ def assemble(
 
 def _origin(corpus: IndexedCorpus) -> dict[str, Any]:
     manifest = read_manifest(corpus.prefix)
-    return {"corpus": corpus.prefix.name, "files": manifest.files if manifest else {}}
+    return {"corpus": corpus.prefix.name, "data": manifest.data.checksum if manifest else None}
 
 
 def merge(prefix: Path, corpora: Sequence[IndexedCorpus], *, overwrite: bool = False) -> Manifest | None:

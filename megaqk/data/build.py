@@ -224,10 +224,6 @@ def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal
             write_index(prefix, token_dtype(tokenizer.vocab_size), [IndexPart(lengths)])
 
     agreed(comm, index)
-    files = {
-        data_path(prefix).name: measured(partial_path(prefix), comm=comm, threads=workers),
-        index_path(prefix).name: measured(index_path(prefix), comm=comm, threads=workers),
-    }
     manifest = Manifest(
         source=journal.state,
         tokenizer=recipe.tokenizer.name,
@@ -237,7 +233,8 @@ def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal
         documents=journal.documents,
         tokens=journal.tokens,
         skipped=journal.skipped,
-        files=files,
+        data=measured(partial_path(prefix), comm=comm, threads=workers),
+        index=measured(index_path(prefix), comm=comm, threads=workers),
     )
 
     def publish() -> None:

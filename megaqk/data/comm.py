@@ -75,7 +75,7 @@ def find_comm(*, mpi: bool) -> Comm:
     Raises:
         UserError: MPI is needed and not installed.
     """
-    launched = any(int(os.environ.get(name) or 1) > 1 for name in _SIZE_VARIABLES)
+    launched = any(os.environ.get(name, "") not in ("", "0", "1") for name in _SIZE_VARIABLES)
     return Mpi() if mpi or launched else Solo()
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megaqk.data.checksum import block_checksum
-from megaqk.data.indexed import IndexedCorpus, data_path
-from megaqk.data.manifest import Manifest, read_manifest
+from megaqk.data.indexed import IndexedCorpus, data_path, index_path
+from megaqk.data.manifest import Manifest, measured, read_manifest
 from megaqk.data.tokenizer import Tokenizer
 from megaqk.errors import UserError
 
@@ -65,12 +64,8 @@ def verify_corpus(corpus: IndexedCorpus, *, vocab_size: int | None) -> list[str]
 
 
 def _verify_files(prefix: Path, manifest: Manifest) -> str:
-    for name, entry in manifest.files.items():
-        path = prefix.parent / name
-        if (
-            path.stat().st_size != entry["bytes"]
-            or block_checksum(path, threads=os.cpu_count() or 1) != (entry["checksum"])
-        ):
+    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
+        if measured(path, threads=os.cpu_count() or 1) != contents:
             raise UserError(f"{path}: its checksum is not the manifest's: it was changed or damaged after it was made")
     return "checksums        as in the manifest"
 

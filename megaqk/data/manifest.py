@@ -1,45 +1,60 @@
 """The record beside each corpus of what it was made from and what it holds."""
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from megaqk.config.base import Section
 from megaqk.data.checksum import block_checksum
 from megaqk.data.comm import Comm
 from megaqk.data.files import os_errors_named, written_whole
+from megaqk.data.indexed import data_path, index_path
 from megaqk.errors import UserError
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Contents(Section):
+    """What a file held when it was made.
+
+    Attributes:
+        size: Bytes.
+        checksum: See `checksum.block_checksum`.
+    """
+
+    size: int
+    checksum: str
+
+
+class Manifest(Section):
     """Contents of PREFIX.manifest.json.
 
     Attributes:
-        source: What the corpus was made from.
-        tokenizer: Name of the tokenizer file.
-        tokenizer_sha256: Checksum of the tokenizer file.
-        vocab_size: Ids of that tokenizer.
-        eod_id: The id at the end of every document.
+        format: Version of this record.
         documents: Number of documents.
         tokens: Number of tokens, ends of documents included.
+        vocab_size: Ids of the tokenizer.
+        eod_id: The id at the end of every document.
+        tokenizer: Name of the tokenizer file.
+        tokenizer_sha256: Its checksum.
+        data: PREFIX.bin.
+        index: PREFIX.idx.
         skipped: Documents left out, by reason.
-        files: Name beside the manifest -> {"bytes": size, "checksum": see `checksum.block_checksum`}.
-        format: Version of this record.
+        source: What the corpus was made from.
     """
 
-    source: dict[str, Any]
-    tokenizer: str
-    tokenizer_sha256: str
-    vocab_size: int
-    eod_id: int
+    format: int = FORMAT
     documents: int
     tokens: int
+    vocab_size: int
+    eod_id: int
+    tokenizer: str
+    tokenizer_sha256: str
+    data: Contents
+    index: Contents
     skipped: dict[str, int]
-    files: dict[str, dict[str, Any]]
-    format: int = FORMAT
+    source: dict[str, Any]
 
 
 def manifest_path(prefix: Path) -> Path:
@@ -47,15 +62,15 @@ def manifest_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".manifest.json")
 
 
-def measured(path: Path, *, comm: Comm | None = None, threads: int = 1) -> dict[str, Any]:
-    """Return the entry of `files` for a file; the ranks of `comm` divide the work and all get the answer."""
-    return {"bytes": path.stat().st_size, "checksum": block_checksum(path, comm=comm, threads=threads)}
+def measured(path: Path, *, comm: Comm | None = None, threads: int = 1) -> Contents:
+    """Measure a file; the ranks of `comm` divide the work and all get the answer."""
+    return Contents(size=path.stat().st_size, checksum=block_checksum(path, comm=comm, threads=threads))
 
 
 def write_manifest(prefix: Path, manifest: Manifest) -> None:
     """Write PREFIX.manifest.json, whole or not at all."""
     with written_whole(manifest_path(prefix)) as path:
-        path.write_text(json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(prefix: Path) -> Manifest | None:
@@ -68,17 +83,22 @@ def read_manifest(prefix: Path) -> Manifest | None:
     if not path.exists():
         return None
     with os_errors_named(path):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_bytes()
     try:
-        return Manifest(**json.loads(text))
-    except (ValueError, TypeError) as error:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
         raise UserError(f"{path}: not a corpus manifest of format {FORMAT}") from error
+    if manifest.format != FORMAT:
+        raise UserError(f"{path}: a manifest of format {manifest.format}: must be {FORMAT}")
+    return manifest
 
 
 def sizes_match(prefix: Path, manifest: Manifest) -> bool:
-    """Tell whether the files beside the manifest have the sizes it names; cheap, unlike their checksums."""
-    paths = [prefix.parent / name for name in manifest.files]
-    return all(path.is_file() and path.stat().st_size == manifest.files[path.name]["bytes"] for path in paths)
+    """Tell whether both files have the sizes the manifest names; cheap, unlike their checksums."""
+    return all(
+        path.is_file() and path.stat().st_size == contents.size
+        for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index))
+    )
 
 
 def is_described(prefix: Path) -> bool:

@@ -102,7 +102,7 @@ def _find(directory: Path) -> PreparedData | None:
     # What is read at a glance is checked in full, the tokens by their size: see `data inspect --verify`.
     if not tokenizer.is_file() or sha256_of(tokenizer) != manifest.tokenizer_sha256:
         return None
-    if index.stat().st_size < _SMALL_BYTES and block_checksum(index) != manifest.files[index.name]["checksum"]:
+    if index.stat().st_size < _SMALL_BYTES and block_checksum(index) != manifest.index.checksum:
         return None
     return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id)
 

@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_corpora_that_do_not_go_together_are_not_merged(corpus: Path, tmp_path: 
     with pytest.raises(UserError, match=r"other.bin: exists"):
         megaqk("data", "merge", corpus, "--output", other)
     assert not (tmp_path / "out.bin").exists()
+
+
+def test_a_corpus_may_be_renamed(corpus: Path, tmp_path: Path) -> None:
+    for path in corpus.parent.glob("c.*"):
+        path.rename(tmp_path / path.name.replace("c.", "new.name.", 1))
+    megaqk("data", "inspect", tmp_path / "new.name", "--verify")
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '"format": 7', '"size": "a"'])
+def test_a_damaged_manifest_is_named(corpus: Path, damage: str) -> None:
+    path = manifest_path(corpus)
+    key = damage.split(":")[0]
+    path.write_text(re.sub(rf"{key}: \d+", damage, path.read_text()) if ":" in damage else damage)
+    with pytest.raises(UserError, match=r"c.manifest.json: (not a corpus manifest|a manifest of format 7)"):
+        megaqk("data", "inspect", corpus)
 
 
 @pytest.mark.parametrize(
