@@ -11,10 +11,14 @@ from typing import Any
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """`megaqk ARGV` on this rank."""
-    from megaqk.cli import main
+    """`megaqk ARGV` on this rank, without what takes longer than a tiny run and changes nothing in it."""
+    from megaqk import cli
+    from megaqk.training import peak
 
-    return main(argv)
+    peak.measured_peak = lambda *args, **kwargs: 1e9
+    # All statuses are looked at here, where under torchrun the first rank gets time to end the job.
+    cli.HEAD_START_SECONDS = 0.0
+    return cli.main(argv)
 
 
 def run_killed_at_step(argv: Sequence[str], step: int) -> int:

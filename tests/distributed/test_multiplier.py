@@ -28,6 +28,8 @@ TOPOLOGIES: list[dict[str, Any]] = [
     {"data": 1, "pipeline": 2, "zero_stage": 1},
     {"data": 1, "pipeline": 2, "zero_stage": 0, "layers_per_stage": (3, 1)},
     {"data": 1, "tensor": 2, "pipeline": 2, "zero_stage": 1, "sequence": True},
+]
+TOPOLOGIES_OF_FOUR: list[dict[str, Any]] = [
     {"data": 2, "tensor": 2, "zero_stage": 3},
     {"data": 2, "pipeline": 2, "zero_stage": 1},
 ]
@@ -44,7 +46,13 @@ def name_of(topology: dict[str, Any]) -> str:
     return "-".join(f"{short.get(key, key)}{value}" for key, value in topology.items())
 
 
-@pytest.fixture(scope="module", params=TOPOLOGIES, ids=name_of)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(topology, id=name_of(topology)) for topology in TOPOLOGIES),
+        *(pytest.param(topology, id=name_of(topology), marks=pytest.mark.full) for topology in TOPOLOGIES_OF_FOUR),
+    ],
+)
 def traces(request: pytest.FixtureRequest) -> dict[str, Trace]:
     """Three steps under every timing, with the weights after each."""
     topology: dict[str, Any] = dict(request.param)

@@ -36,13 +36,13 @@ CASES = [
     Case("fp32-group-on-one-stage", 2, {"pipeline": 2, "layers_per_stage": [2, 2]}, full=True),
     Case("fp32-head-only", 2, {"pipeline": 2, "layers_per_stage": [4, 0]}, preset="llama", full=True),
     Case("fp32-embedding-and-head-only", 4, {"pipeline": 4, "layers_per_stage": [0, 3, 1, 0]}),
-    Case("bf16-group-on-one-stage", 2, {"pipeline": 2, "layers_per_stage": [3, 1]}, "bf16"),
+    Case("bf16-group-on-one-stage", 2, {"pipeline": 2, "layers_per_stage": [3, 1]}, "bf16", full=True),
     Case(
         "bf16-embedding-and-head-only", 4, {"pipeline": 4, "layers_per_stage": [0, 1, 3, 0]}, "bf16", "llama", full=True
     ),
     Case("bf16-one", 1, {"zero_stage": 1}, "bf16", full=True),
     Case("bf16-dp2-zero1", 2, {"zero_stage": 1}, "bf16", full=True),
-    Case("bf16-dp2-zero2", 2, {"zero_stage": 2}, "bf16", "llama"),
+    Case("bf16-dp2-zero2", 2, {"zero_stage": 2}, "bf16", "llama", full=True),
     Case("bf16-dp2-zero3", 2, {"zero_stage": 3}, "bf16"),
     Case("bf16-tp2-pp2", 4, {"tensor": 2, "pipeline": 2, "sequence": True}, "bf16", "llama"),
     Case("bf16-tp2-dp2-zero3", 4, {"tensor": 2, "zero_stage": 3, "sequence": True}, "bf16", full=True),

@@ -115,7 +115,7 @@ def finished(tmp_path: Path, whole: Callable[[str], Path], write_config: Callabl
         ("one", "before-the-rename", 9),
         pytest.param("tp2-pp2-zero1", "in-a-save", 6, marks=pytest.mark.full),
         pytest.param("tp2-pp2-zero1", "at-a-step", 5, marks=pytest.mark.full),
-        ("dp2-zero2", "at-a-step", 5),
+        pytest.param("dp2-zero2", "at-a-step", 5, marks=pytest.mark.full),
         pytest.param("dp2-zero2", "in-a-save", 9, marks=pytest.mark.full),
         ("dp2-zero3", "in-a-save", 6),
         pytest.param("dp2-zero3", "at-a-step", 7, marks=pytest.mark.full),
@@ -160,6 +160,7 @@ def kill_from_outside(arguments: list[str], metrics: Path, step: int) -> None:
         process.wait()
 
 
+@pytest.mark.full
 def test_command_line_of_one_process_killed_from_outside(
     tmp_path: Path, whole: Callable[[str], Path], write_config: Callable[..., Path]
 ) -> None:
