@@ -19,7 +19,7 @@ class Progress:
         self._bar = tqdm(
             total=1.0,
             disable=not shown or self._lines,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}, {remaining} left",
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
             desc=label,
         )
 
