@@ -15,23 +15,16 @@ class DocumentLayout:
     """The documents of a batch of B packed inputs of S tokens.
 
     Running each document apart gives the same hidden states and losses as running the batch with these positions,
-    attention within `documents` only, and the loss only where `loss_mask` is set.
+    attention within documents only, and the loss only where `loss_mask` is set.
 
     Attributes:
-        positions: Place of each token in its document, shape (B, S), int64. The first document of a row counts from
-            the row's start, wherever it began.
-        documents: Number of each token's document in its row, from 0 on, shape (B, S), int64.
+        positions: Place of each token in its document, shape (B, S), int64; a document begins wherever it is 0. The
+            first document of a row counts from the row's start, wherever it began.
         loss_mask: False where the input ends a document, whose next token nothing announces, shape (B, S), bool.
-        boundaries: Starts of all documents in the flattened (B * S) batch and its end, shape (documents + 1,), int32:
-            the cumulative lengths that variable-length attention kernels take.
-        longest: Tokens of the longest document.
     """
 
     positions: npt.NDArray[np.int64]
-    documents: npt.NDArray[np.int64]
     loss_mask: npt.NDArray[np.bool_]
-    boundaries: npt.NDArray[np.int32]
-    longest: int
 
 
 def document_layout(inputs: npt.NDArray[np.int64], eod_id: int) -> DocumentLayout:
@@ -41,14 +34,4 @@ def document_layout(inputs: npt.NDArray[np.int64], eod_id: int) -> DocumentLayou
     starts[:, 1:] = ends[:, :-1]
     index = np.arange(inputs.shape[1], dtype=np.int64)
     begun = np.maximum.accumulate(np.where(starts, index, 0), axis=1)
-    # A row starts a document for the kernels, which know no rows.
-    row_starts = starts.copy()
-    row_starts[:, 0] = True
-    boundaries = np.append(np.flatnonzero(row_starts), inputs.size).astype(np.int32)
-    return DocumentLayout(
-        positions=index - begun,
-        documents=np.cumsum(starts, axis=1, dtype=np.int64),
-        loss_mask=~ends,
-        boundaries=boundaries,
-        longest=int(np.diff(boundaries).max()),
-    )
+    return DocumentLayout(positions=index - begun, loss_mask=~ends)

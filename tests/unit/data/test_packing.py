@@ -1,9 +1,13 @@
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
+from megaqk.config.model import ModelConfig
 from megaqk.data.packing import document_layout
+from megaqk.model.context import ModelContext
+from megaqk.model.decoder import Decoder
+from megaqk.model.init import initialize
+from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.vocabulary import vocab_parallel_cross_entropy
 
 EOD = 9
 
@@ -11,48 +15,23 @@ EOD = 9
 def test_layout_by_hand() -> None:
     layout = document_layout(np.array([[5, 6, EOD, 1, EOD, EOD, 2], [1, 2, 3, 4, 5, 6, EOD]]), EOD)
     assert layout.positions.tolist() == [[0, 1, 2, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5, 6]]
-    assert layout.documents.tolist() == [[0, 0, 0, 1, 1, 2, 3], [0] * 7]
     assert layout.loss_mask.astype(int).tolist() == [[1, 1, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 1, 0]]
-    assert layout.boundaries.tolist() == [0, 3, 5, 6, 7, 14]
-    assert layout.longest == 7
-
-
-class Attending(nn.Module):
-    """Two layers of attention with learned positions: all that a document could leak through."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(10, 16), nn.Embedding(64, 16)
-        self.projections = nn.ModuleList(nn.Linear(16, 48) for _ in range(2))
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, tokens: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
-        hidden = self.tokens(tokens) + self.positions(positions)
-        for projection in self.projections:
-            query, key, value = projection(hidden).unsqueeze(0).chunk(3, dim=-1)
-            hidden = hidden + F.scaled_dot_product_attention(query, key, value, attn_mask=allowed).squeeze(0)
-        return self.head(hidden)
 
 
 def test_a_packed_row_is_its_documents_run_apart() -> None:
-    torch.manual_seed(0)
-    model = Attending().double()
-    rng = np.random.default_rng(0)
-    documents = [np.append(rng.integers(0, 9, length), EOD) for length in (6, 1, 0, 13, 4)]
-    row = np.concatenate(documents)
-    inputs, labels = row[None, :-1], torch.from_numpy(row[1:])
-    layout = document_layout(inputs, EOD)
-    number = torch.from_numpy(layout.documents[0])
-    allowed = (number[:, None] == number[None, :]).tril()
-    logits = model(torch.from_numpy(inputs[0]), torch.from_numpy(layout.positions[0]), allowed)
-    packed = F.cross_entropy(logits, labels, reduction="none")[torch.from_numpy(layout.loss_mask[0])]
+    model = ModelConfig(num_layers=2, hidden_size=16, num_heads=2, init_std=0.3)
+    context = ModelContext(model=model, rows=10, tokens=10, max_positions=32)
+    decoder = Decoder(context)
+    initialize(decoder.global_parameters(), context, seed=0)
 
-    apart = []
-    for document in map(torch.from_numpy, documents):
-        length = len(document) - 1
-        if length:
-            causal = torch.ones(length, length, dtype=torch.bool).tril()
-            logits = model(document[:-1], torch.arange(length), causal)
-            apart.append(F.cross_entropy(logits, document[1:], reduction="none"))
-    torch.testing.assert_close(packed, torch.cat(apart), rtol=1e-12, atol=0)
-    assert layout.boundaries.tolist() == [0, *np.cumsum([len(one) for one in documents])[:-1], len(row) - 1]
+    def losses(inputs: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        logits = decoder.logits(inputs[None] if positions is None else (inputs[None], positions))
+        return vocab_parallel_cross_entropy(logits, labels[None], first=0, tp=TensorParallel())[0]
+
+    rng = np.random.default_rng(0)
+    documents = [torch.from_numpy(np.append(rng.integers(0, 9, length), EOD)) for length in (6, 1, 0, 13, 4)]
+    row = torch.cat(documents)
+    layout = document_layout(row[None, :-1].numpy(), EOD)
+    packed = losses(row[:-1], row[1:], torch.from_numpy(layout.positions))[torch.from_numpy(layout.loss_mask[0])]
+    apart = [losses(document[:-1], document[1:]) for document in documents if len(document) > 1]
+    torch.testing.assert_close(packed, torch.cat(apart), rtol=1e-5, atol=1e-5)
