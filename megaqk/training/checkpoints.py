@@ -126,12 +126,24 @@ def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, con
     if engine.process.rank == 0:
         store.remove_partial()
     dist.barrier()
-    with quiet():
-        engine.engine.save_checkpoint(str(store.folder), tag=f"step-{progress.step}{PARTIAL}", save_latest=False)
+    try:
+        with quiet():
+            engine.engine.save_checkpoint(str(store.folder), tag=f"step-{progress.step}{PARTIAL}", save_latest=False)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its archive writer.
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{store.folder}: step {progress.step} could not be saved ({reason})") from error
     dist.barrier()
     if engine.process.rank == 0:
-        store.commit(progress.step, {"progress": asdict(progress), "dims": asdict(engine.dims), "config": config})
+        store.commit(progress.step, {"progress": asdict(progress), "config": config, **identity(engine)})
     dist.barrier()
+
+
+def identity(engine: TrainingEngine) -> dict[str, Any]:
+    """What a checkpoint fits only if it is the same."""
+    return {"dims": asdict(engine.dims), "vocabulary": asdict(engine.vocabulary)}
 
 
 def load(store: CheckpointStore, engine: TrainingEngine, step: int, config: dict[str, Any]) -> Progress:
@@ -143,7 +155,7 @@ def load(store: CheckpointStore, engine: TrainingEngine, step: int, config: dict
         UserError: If the checkpoint belongs to another model or topology, or holds anything but data.
     """
     manifest = store.manifest(step)
-    check_compatible(manifest, config, asdict(engine.dims), store.path(step))
+    check_compatible(manifest, config, identity(engine), store.path(step))
     try:
         with quiet(), weights_only():
             engine.engine.load_checkpoint(str(store.folder), tag=f"step-{step}", load_lr_scheduler_states=False)
@@ -156,15 +168,22 @@ def load(store: CheckpointStore, engine: TrainingEngine, step: int, config: dict
     return Progress(**manifest["progress"])
 
 
-def check_compatible(manifest: dict[str, Any], config: dict[str, Any], dims: dict[str, int], path: Path) -> None:
+def check_compatible(manifest: dict[str, Any], config: dict[str, Any], mine: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint that this run cannot continue from.
+
+    Args:
+        manifest: What was written beside the checkpoint.
+        config: The resolved configuration of this run.
+        mine: This run's `identity`.
+        path: The checkpoint, for the message.
 
     Raises:
         UserError: Naming the first key that differs.
     """
-    if manifest["dims"] != dims:
-        was, now = (" x ".join(f"{k} {v}" for k, v in d.items()) for d in (manifest["dims"], dims))
-        raise UserError(f"{path}: was written with {was}, this run has {now}; resume with the same topology")
+    for key, advice in (("dims", "topology"), ("vocabulary", "tokenizer")):
+        if manifest[key] != mine[key]:
+            was, now = (" x ".join(f"{k} {v}" for k, v in d[key].items()) for d in (manifest, mine))
+            raise UserError(f"{path}: was written with {was}, this run has {now}; resume with the same {advice}")
     fixed = [("parallel", key) for key in ("zero_stage", "layers_per_stage")]
     fixed += [("model", key) for key in config["model"]]
     fixed += [("training", key) for key in ("precision", "sequence_length", "seed")]

@@ -61,6 +61,7 @@ class TrainingEngine:
     def __init__(self, config: Config, layout: Layout, vocabulary: Vocabulary, process: ProcessInfo) -> None:
         self.config = config
         self.layout = layout
+        self.vocabulary = vocabulary
         self.process = process
         parallel = config.parallel
         self.dims = ParallelDims(pipeline=layout.pipeline, data=layout.data, tensor=layout.tensor)
@@ -166,10 +167,11 @@ class TrainingEngine:
         return self._loss if self.staged else self._mean_over_data(self._loss)
 
     def _mean_over_data(self, value: Tensor) -> Tensor:
-        if self.dims.data > 1:
-            dist.all_reduce(value, group=self.data_group)
-            value = value / self.dims.data
-        return value
+        if self.dims.data == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total, group=self.data_group)
+        return total / self.dims.data
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], count: int) -> Tensor:

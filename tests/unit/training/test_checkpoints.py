@@ -120,11 +120,13 @@ def test_another_run_is_refused_by_key(tmp_path: Path) -> None:
         "parallel": {"zero_stage": 1, "layers_per_stage": None},
         "training": {"precision": "fp32", "sequence_length": 8, "seed": 1},
     }
-    dims = {"pipeline": 1, "data": 2, "tensor": 1}
-    manifest = json.loads(json.dumps({"dims": dims, "config": config}))
-    check_compatible(manifest, config, dims, tmp_path)
+    mine = {"dims": {"pipeline": 1, "data": 2, "tensor": 1}, "vocabulary": {"tokens": 90, "rows": 128}}
+    manifest = json.loads(json.dumps({**mine, "config": config}))
+    check_compatible(manifest, config, mine, tmp_path)
     with pytest.raises(UserError, match=r"data 2 .* this run has .*data 1"):
-        check_compatible(manifest, config, {**dims, "data": 1}, tmp_path)
+        check_compatible(manifest, config, {**mine, "dims": {**mine["dims"], "data": 1}}, tmp_path)
+    with pytest.raises(UserError, match=r"tokens 90 .* this run has tokens 91 .* the same tokenizer"):
+        check_compatible(manifest, config, {**mine, "vocabulary": {"tokens": 91, "rows": 128}}, tmp_path)
     for section, key, value in (
         ("model", "num_layers", 5),
         ("parallel", "zero_stage", 2),
@@ -132,4 +134,4 @@ def test_another_run_is_refused_by_key(tmp_path: Path) -> None:
     ):
         changed = {**config, section: {**config[section], key: value}}
         with pytest.raises(UserError, match=rf"{section}\.{key} = {value}: must be"):
-            check_compatible(manifest, changed, dims, tmp_path)
+            check_compatible(manifest, changed, mine, tmp_path)
