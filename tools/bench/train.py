@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train_case import MICRO_BATCHES, SEQUENCE_LENGTH, SHAPE, TOKENS_PER_STEP
+from train_case import MICRO_BATCH_SIZE, MICRO_BATCHES, SEQUENCE_LENGTH, SHAPE, TOKENS_PER_STEP
 
 CASE_PROGRAM = Path(__file__).with_name("train_case.py")
 CASE_LIMIT = 600
@@ -78,7 +78,8 @@ def main() -> None:
             measured = measure(case, arguments.steps, arguments.threads)
             best[name] = min(best.get(name, measured), measured, key=lambda result: result["seconds"])
     shape = ", ".join(f"{key} {value}" for key, value in SHAPE.items())
-    print(f"{shape}, sequence {SEQUENCE_LENGTH}, {MICRO_BATCHES} micro-batches of 1, fp32, {arguments.threads} threads")
+    batch = f"{MICRO_BATCHES} micro-batches of {MICRO_BATCH_SIZE} x {SEQUENCE_LENGTH} tokens"
+    print(f"{shape}, {batch}, fp32, {arguments.threads} threads")
     print(f"{'':26}{'parameters':>12}{'s/step':>9}{'tokens/s':>10}  ratio")
     for name, case in cases.items():
         seconds = best[name]["seconds"]

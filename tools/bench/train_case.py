@@ -14,16 +14,19 @@ from torch import Tensor
 
 # About 14M parameters (gpt) and 17M (llama): the feed-forward networks have the same number of them.
 SHAPE = {"num_layers": 6, "hidden_size": 384, "num_heads": 6, "vocab_size": 8192}
+# The head costs about as much as two blocks of this shape, so the last of two stages has fewer of them.
+STAGES = [4, 2]
 SEQUENCE_LENGTH = 512
 MICRO_BATCHES = 8
-TOKENS_PER_STEP = MICRO_BATCHES * SEQUENCE_LENGTH
+MICRO_BATCH_SIZE = 2
+TOKENS_PER_STEP = MICRO_BATCHES * MICRO_BATCH_SIZE * SEQUENCE_LENGTH
 OPTIMIZER = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 GRAD_CLIP = 1.0
 
 
 def micro_batches(count: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    samples = torch.randint(SHAPE["vocab_size"], (count, 1, SEQUENCE_LENGTH + 1), generator=generator)
+    samples = torch.randint(SHAPE["vocab_size"], (count, MICRO_BATCH_SIZE, SEQUENCE_LENGTH + 1), generator=generator)
     return [(sample[:, :-1].contiguous(), sample[:, 1:].contiguous()) for sample in samples]
 
 
@@ -46,12 +49,12 @@ def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, f
     config = build_config(
         {
             "model": {"preset": preset, **SHAPE},
-            "parallel": {**axes, "zero_stage": 1},
+            "parallel": {**axes, "zero_stage": 1, "layers_per_stage": STAGES if axes["pipeline"] > 1 else None},
             "optimizer": {**OPTIMIZER, "betas": list(OPTIMIZER["betas"]), "grad_clip": GRAD_CLIP},
             "qk_timing": {"enabled": True},
             "training": {
-                "global_batch_size": MICRO_BATCHES,
-                "micro_batch_size": 1,
+                "global_batch_size": MICRO_BATCHES * MICRO_BATCH_SIZE,
+                "micro_batch_size": MICRO_BATCH_SIZE,
                 "sequence_length": SEQUENCE_LENGTH,
             },
         }
