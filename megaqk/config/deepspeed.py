@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megaqk.config.checks import Layout
+from megaqk.config.deepspeed_keys import check_sections, refuse_unknown
 from megaqk.config.root import Config
 from megaqk.config.yaml_text import show
 from megaqk.errors import UserError
@@ -20,21 +21,29 @@ OWNED: dict[str, str] = {
     "zero_allow_untested_optimizer": "optimizer.implementation",
     "scheduler": "schedule.kind and its neighbours",
     "zero_optimization.stage": "parallel.zero_stage",
-    "zero_optimization.compute_grad_norm": "nothing: the norm is always logged",
+    "zero_optimization.compute_grad_norm": "the norm is always logged",
+    "zero_optimization.round_robin_gradients": "it reorders the gradients by rank, and with them the sums",
+    # With it the part on the GPU has a copy of the first group's learning rate, which no schedule reaches.
+    "zero_optimization.offload_optimizer.ratio": "an optimizer offloaded in part ignores the schedule",
+    "zero_optimization.offload_optimizer.super_offload": "optimizer.implementation",
     "bf16.enabled": "training.precision",
+    "bf16.immediate_grad_update": "training.precision",
     "bfloat16": "training.precision",
     "fp16.enabled": "training.precision",
     "amp": "training.precision",
     "torch_autocast": "training.precision",
     "data_types": "training.precision",
+    "communication_data_type": "training.precision",
+    "seq_parallel_communication_data_type": "training.precision",
     "activation_checkpointing": "training.recompute",
     "tensor_parallel": "parallel.tensor",
     "sequence_parallel_size": "parallel.sequence",
     "pipeline.pipe_partitioned": "parallel.sequence",
     "pipeline.grad_partitioned": "parallel.sequence",
     "elasticity": "training.global_batch_size",
+    "checkpoint.load_universal": "a run goes on from the checkpoints in run.dir",
 }
-"""DeepSpeed keys that our schema decides, and the key of ours to use instead."""
+"""DeepSpeed keys that our schema decides, and the key of ours to use instead or the reason."""
 
 
 def deepspeed_config(config: Config, layout: Layout, *, cuda: bool = False) -> dict[str, Any]:
@@ -49,7 +58,8 @@ def deepspeed_config(config: Config, layout: Layout, *, cuda: bool = False) -> d
         A configuration for `deepspeed.initialize`, with the keys of `config.deepspeed` merged in.
 
     Raises:
-        UserError: Where `config.deepspeed` sets a key that our schema decides.
+        UserError: Where `config.deepspeed` sets a key that our schema decides or that DeepSpeed does not know, or a
+            value that DeepSpeed refuses.
     """
     training, parallel = config.training, config.parallel
     derived: dict[str, Any] = {
@@ -88,9 +98,11 @@ def deepspeed_config(config: Config, layout: Layout, *, cuda: bool = False) -> d
         # The default is the model's dtype, which loses small gradients over many micro-batches.
         derived["data_types"] = {"grad_accum_dtype": "fp32"}
     _refuse_owned(config.deepspeed)
+    refuse_unknown(config.deepspeed)
     merged = _merge(derived, config.deepspeed, "deepspeed")
     if merged["wall_clock_breakdown"] and not merged["steps_per_print"]:
         raise UserError("deepspeed.wall_clock_breakdown = true: must come with deepspeed.steps_per_print above 0")
+    check_sections(config.deepspeed, merged)
     return merged
 
 
@@ -98,7 +110,7 @@ def _refuse_owned(extra: Mapping[str, Any]) -> None:
     for path, value in _paths(extra):
         if path in OWNED:
             ours = OWNED[path]
-            advice = f"use {ours}" if "." in ours.split()[0] else f"it is decided by {ours}"
+            advice = f"use {ours}" if "." in ours.split()[0] else ours
             raise UserError(f"deepspeed.{path} = {show(value)}: must not be given; {advice}")
 
 

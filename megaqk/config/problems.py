@@ -19,6 +19,10 @@ _KINDS = {
     "string_type": "must be text",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
+    "bool_parsing": "must be true or false",
+    "int_parsing": "must be an integer",
+    "float_parsing": "must be a number",
+    "path_type": "must be text",
     "dict_type": "must be a mapping",
     "model_type": "must be a section of keys",
     "model_attributes_type": "must be a section of keys",
@@ -65,10 +69,24 @@ def _describe_one(problem: Mapping[str, Any]) -> str:
         return f"{key}: must be given"
     if kind == "invalid_key":
         return f"{_join((*location[:-1], str(location[-1])))}: a key must be text"
+    return describe_value(key, problem)
+
+
+def describe_value(key: str, problem: Mapping[str, Any]) -> str:
+    """Describe a value of the wrong type or out of bounds.
+
+    Args:
+        key: The key as the user writes it.
+        problem: One of `ValidationError.errors()`.
+
+    Returns:
+        A line `key = value: what is allowed`.
+    """
+    kind, context = problem["type"], problem.get("ctx", {})
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
         allowed = f"{words} {context[name]}"
-    elif kind == "literal_error":
+    elif kind in ("literal_error", "enum"):
         allowed = f"must be one of {context['expected']}".replace("'", "").replace(" or ", ", ")
     elif kind in ("too_short", "too_long"):
         bound = "at least" if kind == "too_short" else "at most"
@@ -78,7 +96,7 @@ def _describe_one(problem: Mapping[str, Any]) -> str:
         allowed = "must not be empty"
     else:
         allowed = _KINDS.get(kind) or problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{key} = {value}: {allowed}"
+    return f"{key} = {show(problem['input'])}: {allowed}"
 
 
 def _own_message(key: str, value: str, message: str) -> str:

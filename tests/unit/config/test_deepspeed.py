@@ -7,6 +7,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from megaqk.config.checks import check_world
 from megaqk.config.deepspeed import OWNED, deepspeed_config
+from megaqk.config.deepspeed_keys import KNOWN
 from megaqk.config.loading import build_config
 from megaqk.errors import UserError
 
@@ -102,6 +103,16 @@ def test_the_configuration_is_not_shared_between_calls() -> None:
         ),
         ({"zero_optimization": 2}, "deepspeed.zero_optimization = 2: must be a mapping of keys"),
         (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "deepspeed.zero_optimization.offload_optimizer.ratio = 0.5: must not be given; "
+            "an optimizer offloaded in part ignores the schedule",
+        ),
+        (
+            {"checkpoint": {"load_universal": True}},
+            "deepspeed.checkpoint.load_universal = true: must not be given; "
+            "a run goes on from the checkpoints in run.dir",
+        ),
+        (
             {"wall_clock_breakdown": True},
             "deepspeed.wall_clock_breakdown = true: must come with deepspeed.steps_per_print above 0",
         ),
@@ -120,3 +131,86 @@ def test_every_owned_key_is_refused_by_name(path: str) -> None:
         value = {part: value}
     with pytest.raises(UserError, match=rf"^deepspeed\.{path} = 1: must not be given; "):
         derive({"deepspeed": value})
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        ({"comms_loger": 1}, "deepspeed.comms_loger = 1: no key of DeepSpeed 0.19; did you mean comms_logger?"),
+        ({"zero_optimisation": {}}, "deepspeed.zero_optimisation = {}: no key of DeepSpeed 0.19; did you mean zero_op"),
+        ({"xyz": 1}, "deepspeed.xyz = 1: no key of DeepSpeed 0.19; allowed: aio, allgather_size, autotuning, bf16, "),
+        # Removed from DeepSpeed: it would raise.
+        ({"nebula": {}}, "deepspeed.nebula = {}: no key of DeepSpeed 0.19; allowed: "),
+        (
+            {"zero_optimization": {"reduce_bucket_sise": 5}},
+            "deepspeed.zero_optimization.reduce_bucket_sise = 5: no key of DeepSpeed 0.19; "
+            "did you mean reduce_bucket_size?",
+        ),
+        (
+            {"zero_optimization": {"prefetch_buckets": 5}},
+            "deepspeed.zero_optimization.prefetch_buckets = 5: no key of DeepSpeed 0.19; "
+            "did you mean stage3_prefetch_bucket_size?",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
+            "deepspeed.zero_optimization.offload_optimizer.devise = cpu: no key of DeepSpeed 0.19; did you mean dev",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "disk"}}},
+            "deepspeed.zero_optimization.offload_optimizer.device = disk: must be one of none, cpu, nvme",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": 5}},
+            "deepspeed.zero_optimization.offload_optimizer = 5: must be a section of keys",
+        ),
+        (
+            {"zero_optimization": {"reduce_bucket_size": 0}},
+            "deepspeed.zero_optimization.reduce_bucket_size = 0: must be above 0",
+        ),
+        (
+            {"zero_optimization": {"allgather_bucket_size": 1.5}},
+            "deepspeed.zero_optimization.allgather_bucket_size = 1.5: must be an integer",
+        ),
+        (
+            {"zero_optimization": {"reduce_scatter": "perhaps"}},
+            "deepspeed.zero_optimization.reduce_scatter = perhaps: must be true or false",
+        ),
+        ({"zero_optimization": {1: 2}}, "deepspeed.zero_optimization = "),
+        (
+            {"fp16": {"loss_scale": -1}},
+            "deepspeed.fp16.loss_scale = -1: fp16.loss_scale must be >= 0 (0 enables dynamic loss scaling)",
+        ),
+        ({"bf16": {"enable": True}}, "deepspeed.bf16.enable = true: no key of DeepSpeed 0.19; "),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_refused(extra: dict[Any, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        derive({"deepspeed": extra})
+    assert str(caught.value).startswith(line)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_known_keys_are_those_that_deepspeed_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+
+    class Recorder(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            read.add(str(key))
+            return super().__contains__(key)
+
+        def __getitem__(self, key: str) -> Any:
+            read.add(key)
+            return super().__getitem__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            read.add(key)
+            return super().get(key, default)
+
+        def keys(self) -> Any:
+            return self
+
+        def __copy__(self) -> "Recorder":
+            return self
+
+    accepted(Recorder(derive({})), 1, monkeypatch)
+    assert not [key for key in sorted(KNOWN) if key not in read | {"allgather_size", "vocabulary_size"}]
