@@ -40,20 +40,22 @@ class Rates:
         self._unscaled = config.qk_timing.weight_decay == "unscaled"
         self._groups = tuple(groups)
 
-    def multiplier(self, group: ParameterGroup, step: int) -> float:
-        """Timing multiplier of a group for the step about to be taken, `step` steps having been taken."""
-        return 1.0 if group.rule is None else multiplier(group.rule, step, self._clock, group.held)
+    def multiplier(self, group: ParameterGroup, step: int, tokens: int | None = None) -> float:
+        """Timing multiplier of a group for the step about to be taken; see `at`."""
+        return 1.0 if group.rule is None else multiplier(group.rule, step, self._clock, group.held, tokens)
 
-    def at(self, step: int) -> list[GroupRate]:
+    def at(self, step: int, tokens: int | None = None) -> list[GroupRate]:
         """The rates of every group, in the order of the plan.
 
         Args:
             step: Steps already taken, that is the 0-based number of the step about to be taken.
+            tokens: Tokens already learned from; None where every step had as many as the next. A run whose batch
+                size changed on the way has other counts.
         """
         base = self._optimizer.lr * lr_factor(self._schedule, step, self._total_steps)
         rates = []
         for group in self._groups:
-            m = self.multiplier(group, step)
+            m = self.multiplier(group, step, tokens)
             decay = self._optimizer.weight_decay if group.decay else 0.0
             rates.append(GroupRate(group.name, base * m, m, decay / m if self._unscaled else decay))
         return rates

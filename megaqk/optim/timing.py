@@ -25,7 +25,7 @@ class Clock:
         """The clock of a run."""
         return cls(tokens_per_step=training.tokens_per_step, total_steps=training.steps)
 
-    def position(self, unit: str, step: int) -> int | float:
+    def position(self, unit: str, step: int, tokens: int | None = None) -> int | float:
         """Progress when `step` steps have been taken, in steps, tokens or as a fraction of the run.
 
         Steps and tokens are exact integers. The fraction is one correctly rounded division, so it equals the literal
@@ -33,7 +33,9 @@ class Clock:
         """
         if unit == "fraction":
             return step / self.total_steps
-        return step * self.tokens_per_step if unit == "tokens" else step
+        if unit == "tokens":
+            return step * self.tokens_per_step if tokens is None else tokens
+        return step
 
     def first_step(self, unit: str, value: float) -> int:
         """The first step at or after a position, for display.
@@ -49,7 +51,9 @@ class Clock:
         return step
 
 
-def multiplier(rule: TimingRule, step: int, clock: Clock, held: float | None = None) -> float:
+def multiplier(
+    rule: TimingRule, step: int, clock: Clock, held: float | None = None, tokens: int | None = None
+) -> float:
     """Factor on the learning rate of what a rule acts on.
 
     With u the progress in the unit of the rule, a the held value, H = hold and E = release_end:
@@ -64,12 +68,13 @@ def multiplier(rule: TimingRule, step: int, clock: Clock, held: float | None = N
         step: Steps already taken, that is the 0-based number of the step about to be taken.
         clock: Units of the run.
         held: The held value a where a depth profile gives a layer its own; None takes the rule's multiplier.
+        tokens: Tokens already learned from; None for `step` times the clock's tokens a step.
 
     Returns:
         The multiplier, in [0, 1].
     """
     start = rule.multiplier if held is None else held
-    position = clock.position(rule.unit, step)
+    position = clock.position(rule.unit, step, tokens)
     if position >= rule.end:
         return 1.0
     if position < rule.hold:

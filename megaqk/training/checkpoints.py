@@ -1,117 +1,46 @@
-"""Checkpoints that are either complete or not there.
+"""Saving and restoring a run: what every rank writes, and what a checkpoint must fit to be continued from."""
 
-DeepSpeed writes into `step-<n>.partial`; when all ranks are done, rank 0 adds a manifest with the size of every
-file, syncs and renames. A process killed at any moment thus leaves the previous checkpoint as it was.
-"""
-
-import json
+import hashlib
 import os
 import pickle
-import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megaqk.data.files import sync_directory, sync_file
+from megaqk.data.files import sha256_of
 from megaqk.errors import UserError
+from megaqk.training.checkpoint_store import CheckpointStore, Progress
+from megaqk.training.device import ProcessInfo
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.quiet import quiet
 
-MANIFEST = "manifest.json"
-PARTIAL = ".partial"
+FIXED: tuple[tuple[str, str, str], ...] = (
+    ("topology", "", "resume with the same topology"),
+    ("vocabulary", "data.tokenizer", "resume with the same tokenizer"),
+    ("optimizer", "optimizer.implementation", "resume with the same implementation"),
+    ("groups", "qk_timing", "resume with rules that act on the same parameters, or start another run.dir"),
+)
+"""Parts of the identity, the key that decides each, and what to do where it differs."""
+
+FREE_SECTIONS = ("run", "checkpoint", "logging", "evaluation")
+"""Sections that a resumed run may change without a word."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        step: Optimizer steps taken.
-        samples: Samples of the training stream consumed.
-        tokens: Tokens learned from.
-    """
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-
-
-class CheckpointStore:
-    """The checkpoints of a run, as a folder.
-
-    Args:
-        folder: `<run.dir>/checkpoints`.
-        keep: Newest checkpoints kept.
-    """
-
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder = folder
-        self._keep = keep
-
-    def path(self, step: int) -> Path:
-        """Folder of a complete checkpoint."""
-        return self.folder / f"step-{step}"
-
-    def steps(self) -> list[int]:
-        """Steps with a manifest, oldest first."""
-        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*"))
-        return sorted(int(match[1]) for match in found if match and (self.folder / match[0] / MANIFEST).is_file())
-
-    def manifest(self, step: int) -> dict[str, Any]:
-        """What was written beside the checkpoint of a step.
-
-        Raises:
-            UserError: If the manifest cannot be read, or a file is missing or has another size than when written.
-        """
-        path = self.path(step)
-        try:
-            manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-            for name, size in manifest["files"].items():
-                actual = (path / name).stat().st_size
-                if actual != size:
-                    raise UserError(f"{path / name}: {actual} bytes, but {size} were written")
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: damaged checkpoint ({error})") from error
-        return manifest
-
-    def latest(self) -> tuple[int, list[str]]:
-        """Newest undamaged step, 0 if there is none, and what is wrong with the newer ones."""
-        problems: list[str] = []
-        for step in reversed(self.steps()):
-            try:
-                self.manifest(step)
-            except UserError as problem:
-                problems.append(str(problem))
-            else:
-                return step, problems
-        return 0, problems
-
-    def commit(self, step: int, manifest: dict[str, Any]) -> None:
-        """Turn the partial folder of a step into a checkpoint and remove those beyond `keep`."""
-        partial = self.folder / f"step-{step}{PARTIAL}"
-        files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-        (partial / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1))
-        for name in (*files, MANIFEST):
-            sync_file(partial / name)
-        sync_directory(partial)
-        final = self.path(step)
-        if final.exists():  # a damaged one that the run went back behind
-            shutil.rmtree(final)
-        partial.rename(final)
-        sync_directory(self.folder)
-        for old in [s for s in self.steps() if s < step][: -self._keep + 1 or None]:
-            shutil.rmtree(self.path(old))
-
-    def remove_partial(self) -> None:
-        """Remove what killed processes left."""
-        for entry in self.folder.glob(f"step-*{PARTIAL}"):
-            shutil.rmtree(entry)
+def identity(engine: TrainingEngine) -> dict[str, Any]:
+    """What a checkpoint fits only if it is the same: how DeepSpeed's flat tensors are cut up."""
+    return {
+        "topology": asdict(engine.dims),
+        "vocabulary": asdict(engine.vocabulary),
+        "optimizer": engine.implementation,
+        "groups": {
+            group.name: hashlib.sha256("\n".join(group.parameters).encode()).hexdigest()[:12] for group in engine.groups
+        },
+    }
 
 
 def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, config: dict[str, Any]) -> None:
@@ -122,13 +51,17 @@ def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, con
         engine: What to save.
         progress: Where the run is.
         config: The resolved configuration, kept in the manifest.
+
+    Raises:
+        UserError: If it could not be written; the checkpoints before it are as they were.
     """
-    if engine.process.rank == 0:
+    process = engine.process
+    if process.rank == 0:
         store.remove_partial()
     dist.barrier()
     try:
         with quiet():
-            engine.engine.save_checkpoint(str(store.folder), tag=f"step-{progress.step}{PARTIAL}", save_latest=False)
+            engine.engine.save_checkpoint(str(store.folder), tag=store.partial(progress.step).name, save_latest=False)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its archive writer.
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
@@ -136,20 +69,46 @@ def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, con
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{store.folder}: step {progress.step} could not be saved ({reason})") from error
     dist.barrier()
-    if engine.process.rank == 0:
-        store.commit(progress.step, {"progress": asdict(progress), "config": config, **identity(engine)})
+    mine = {
+        name: sha256_of(store.partial(progress.step) / name)
+        for name in store.partial_files(progress.step)[process.rank :: process.world_size]
+    }
+    shares: list[Any] = [None] * process.world_size
+    dist.all_gather_object(shares, mine)
+    if process.rank == 0:
+        digests = {name: digest for share in shares for name, digest in share.items()}
+        manifest = {"progress": asdict(progress), "config": config, "identity": identity(engine)}
+        store.commit(progress.step, manifest, digests)
     dist.barrier()
 
 
-def identity(engine: TrainingEngine) -> dict[str, Any]:
-    """What a checkpoint fits only if it is the same."""
-    return {"dims": asdict(engine.dims), "vocabulary": asdict(engine.vocabulary)}
+def find_latest(store: CheckpointStore, process: ProcessInfo) -> tuple[int, list[str]]:
+    """`CheckpointStore.latest` with the reading divided over the ranks; every rank must call it."""
+
+    def check(step: int) -> None:
+        problem = None
+        try:
+            store.check_contents(step, share=process.rank, shares=process.world_size)
+        except UserError as error:
+            problem = str(error)
+        found: list[Any] = [None] * process.world_size
+        dist.all_gather_object(found, problem)
+        for text in found:
+            if text is not None:
+                raise UserError(text)
+
+    return store.latest(check)
 
 
-def load(store: CheckpointStore, engine: TrainingEngine, step: int, config: dict[str, Any]) -> Progress:
+def load(
+    store: CheckpointStore, engine: TrainingEngine, step: int, config: dict[str, Any]
+) -> tuple[Progress, list[str]]:
     """Restore weights and optimizer state; every rank must call it.
 
     Learning rates are not restored: they are computed from the configuration before every step.
+
+    Returns:
+        Where the run was, and the keys that have changed since, in words.
 
     Raises:
         UserError: If the checkpoint belongs to another model or topology, or holds anything but data.
@@ -165,7 +124,7 @@ def load(store: CheckpointStore, engine: TrainingEngine, step: int, config: dict
             "run code; remove it to go on from the checkpoint before it"
         ) from error
     engine.reapply_configuration()
-    return Progress(**manifest["progress"])
+    return Progress(**manifest["progress"]), changed_keys(manifest["config"], config)
 
 
 def check_compatible(manifest: dict[str, Any], config: dict[str, Any], mine: dict[str, Any], path: Path) -> None:
@@ -180,17 +139,33 @@ def check_compatible(manifest: dict[str, Any], config: dict[str, Any], mine: dic
     Raises:
         UserError: Naming the first key that differs.
     """
-    for key, advice in (("dims", "topology"), ("vocabulary", "tokenizer")):
-        if manifest[key] != mine[key]:
-            was, now = (" x ".join(f"{k} {v}" for k, v in d[key].items()) for d in (manifest, mine))
-            raise UserError(f"{path}: was written with {was}, this run has {now}; resume with the same {advice}")
-    fixed = [("parallel", key) for key in ("zero_stage", "layers_per_stage")]
-    fixed += [("model", key) for key in config["model"]]
-    fixed += [("training", key) for key in ("precision", "sequence_length", "seed")]
-    for section, key in fixed:
-        was, now = manifest["config"][section].get(key), config[section][key]
+    keys = [("model", key) for key in config["model"]]
+    keys += [("parallel", "zero_stage"), ("parallel", "layers_per_stage")]
+    keys += [("training", key) for key in ("precision", "sequence_length", "seed")]
+    for section, key in keys:
+        was, now = manifest["config"].get(section, {}).get(key), config[section][key]
         if was != now:
             raise UserError(f"{section}.{key} = {now}: must be {was}, with which {path} was written")
+    for part, key, advice in FIXED:
+        was, now = manifest["identity"].get(part), mine[part]
+        if was != now:
+            name = f"{key}: " if key else ""
+            raise UserError(f"{name}{path} was written with {_words(was)}, this run has {_words(now)}; {advice}")
+
+
+def _words(value: Any) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+def changed_keys(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys in which a resumed run differs from the checkpoint, as `section.key = now (was then)`."""
+    return [
+        f"{section}.{key} = {value} (was {was.get(section, {}).get(key)})"
+        for section, keys in now.items()
+        if section not in FREE_SECTIONS and isinstance(keys, dict)
+        for key, value in keys.items()
+        if was.get(section, {}).get(key) != value
+    ]
 
 
 @contextmanager

@@ -22,11 +22,6 @@ class ProcessInfo:
     device: torch.device
 
 
-def world_size_of_environment() -> int:
-    """World size that torchrun announced; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def check_precision(precision: str) -> None:
     """Refuse a precision that has no kernels here.
 

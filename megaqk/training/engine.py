@@ -127,18 +127,19 @@ class TrainingEngine:
             members = [anchors[group.name.replace(".", "_")]]
         return {"name": group.name, "params": members, "weight_decay": 0.0}
 
-    def train_step(self, batches: Iterator[Batch], step: int) -> list[GroupRate]:
+    def train_step(self, batches: Iterator[Batch], step: int, tokens: int | None = None) -> list[GroupRate]:
         """One optimizer step.
 
         Args:
             batches: This rank's micro-batches; consumed on the first and last pipeline stage only.
             step: Optimizer steps taken before this one.
+            tokens: Tokens learned from before this step; None where every step had as many as this one.
 
         Returns:
             The learning rates that the step was taken with.
         """
         self.rng.set_step(step)
-        rates = self.rates.at(step)
+        rates = self.rates.at(step, tokens)
         apply_rates(self.engine.optimizer.param_groups, rates)
         if self.staged:
             self._loss = self.engine.train_batch(batches)
@@ -196,8 +197,3 @@ class TrainingEngine:
         """Norm of the last step's gradient before clipping; infinite if an fp16 step overflowed."""
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
-
-    @property
-    def reads_data(self) -> bool:
-        """Whether this rank's stage consumes batches."""
-        return self.coordinate.pipeline in (0, self.dims.pipeline - 1)

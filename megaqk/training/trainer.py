@@ -1,11 +1,12 @@
 """A whole run: data, engine, resume, the loop, evaluation, metrics."""
 
+import fcntl
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from megaqk.model.flops import flops_per_token
 from megaqk.optim.rates import GroupRate
 from megaqk.training import checkpoints
 from megaqk.training.batches import RankBatches
-from megaqk.training.checkpoints import CheckpointStore, Progress
+from megaqk.training.checkpoint_store import CheckpointStore, Progress
 from megaqk.training.curves import write_curves
 from megaqk.training.device import ProcessInfo, peak_memory_bytes
 from megaqk.training.engine import TrainingEngine, Vocabulary
@@ -43,6 +44,21 @@ def vocabulary_of(config: Config, prepared: PreparedData) -> Vocabulary:
     if rows < prepared.vocab_size:
         raise UserError(f"model.vocab_size = {rows}: must be at least the tokenizer's {prepared.vocab_size}")
     return Vocabulary(tokens=prepared.vocab_size, rows=rows)
+
+
+def lock_run(run_dir: Path) -> TextIO:
+    """Hold `run_dir` for this job until the file is closed or the process ends.
+
+    Raises:
+        UserError: If another job holds it.
+    """
+    lock = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UserError(f"run.dir = {run_dir}: another job is writing to it; give this one another folder") from error
+    return lock
 
 
 def perplexity_of(loss: float) -> float:
@@ -87,25 +103,28 @@ class Trainer:
         self.evaluation_micro_batches = self._evaluation_micro_batches()
 
         self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
-        resume_step, problems = self.store.latest()
+        first = process.rank == 0
+        if first:
+            self.store.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = lock_run(self.run_dir)
+        resume_step, notes = checkpoints.find_latest(self.store, process)
+        notes = [f"left out {problem}" for problem in notes]
         self.engine = TrainingEngine(config, layout, self.vocabulary, process)
         self.progress = Progress()
         if resume_step:
-            self.progress = checkpoints.load(self.store, self.engine, resume_step, self.settings)
+            self.progress, changes = checkpoints.load(self.store, self.engine, resume_step, self.settings)
+            notes += [f"resumed after step {resume_step}", *(f"changed since: {change}" for change in changes)]
         self.train_batches = self._rank_batches(self.train_stream)
 
         self.flops_per_token = flops_per_token(config.model, self.engine.inventory, training.sequence_length)
         self.peak = job_peak(process.device, training.precision)
-        first = process.rank == 0
         resumed = self.progress.step
         self.metrics = MetricsWriter(self.run_dir, resume_step=resumed, enabled=first)
         self.display = ProgressDisplay(training.steps, resume_step=resumed, enabled=first)
         self.last_valid_loss = math.nan
-        if first:
-            (self.run_dir / "config.yaml").write_text(dump_config(config))
-        self._introduce(problems)
+        self._introduce(notes)
 
-    def _introduce(self, problems: list[str]) -> None:
+    def _introduce(self, notes: list[str]) -> None:
         """Say what runs where."""
         total = sum(info.numel for info in self.engine.inventory)
         self.display.message(
@@ -114,10 +133,8 @@ class Trainer:
             f"optimizer {self.engine.implementation}, device {self.process.device.type}, "
             f"peak {self.peak / 1e9:.0f} GFLOP/s"
         )
-        for problem in problems:
-            self.display.message(f"megaqk: left out {problem}")
-        if self.progress.step:
-            self.display.message(f"megaqk: resumed after step {self.progress.step}")
+        for note in notes:
+            self.display.message(f"megaqk: {note}")
 
     def _evaluation_micro_batches(self) -> int:
         """Micro-batches of each data-parallel rank in an evaluation; no validation sample is read twice."""
@@ -131,7 +148,9 @@ class Trainer:
                 f"samples, fewer than training.micro_batch_size x data-parallel size = "
                 f"{training.micro_batch_size * self.layout.data}; give validation more, or set evaluation.batches=0"
             )
-        return min(evaluation.batches * self.layout.micro_batches, available)
+        # Whole global batches where there is one, so that the set is the same on every topology.
+        batches = min(evaluation.batches, self.valid_stream.num_samples // training.global_batch_size)
+        return batches * self.layout.micro_batches or available
 
     def _rank_batches(self, stream: SampleStream) -> RankBatches:
         return RankBatches(
@@ -146,12 +165,17 @@ class Trainer:
         """Train to the last step, evaluating, logging and saving on the way."""
         training, last = self.config.training, self.config.training.steps
         if self.progress.step >= last:
-            self.display.message(f"megaqk: {self.run_dir} is already at step {self.progress.step} of {last}")
+            self.display.message(
+                f"megaqk: {self.run_dir} is already at step {self.progress.step} of {last}: nothing to train. Give "
+                "another run.dir for another run"
+            )
             return
+        if self.process.rank == 0:
+            (self.run_dir / "config.yaml").write_text(dump_config(self.config))
         self._restart_clock()
         while self.progress.step < last:
             batches = self.train_batches.read(self.progress.samples, self.layout.micro_batches)
-            rates = self.engine.train_step(batches, self.progress.step)
+            rates = self.engine.train_step(batches, self.progress.step, self.progress.tokens)
             self.progress = Progress(
                 step=self.progress.step + 1,
                 samples=self.progress.samples + training.global_batch_size,
@@ -180,11 +204,7 @@ class Trainer:
         loss = float(self.engine.loss())
         memory = torch.tensor(peak_memory_bytes(self.process.device), dtype=torch.int64, device=self.process.device)
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"loss = {loss} at step {self.progress.step}: training diverged; nothing was saved after the last "
-                "checkpoint. Lower optimizer.lr, lengthen schedule.warmup_steps or lower optimizer.grad_clip"
-            )
+        self._refuse_divergence(loss)
         seconds = time.perf_counter() - self._clock
         tokens_per_second = (self.progress.tokens - self._clock_tokens) / seconds
         flops = tokens_per_second * self.flops_per_token
@@ -223,7 +243,19 @@ class Trainer:
         self.metrics.write(record)
         self.display.show(record)
 
+    def _refuse_divergence(self, loss: float) -> None:
+        """Stop before a model that is lost replaces one that is not. An fp16 step may overflow and be skipped."""
+        norm = self.engine.gradient_norm()
+        if math.isfinite(loss) and (math.isfinite(norm) or self.config.training.precision == "fp16"):
+            return
+        raise UserError(
+            f"loss = {loss}, gradient norm = {norm} at step {self.progress.step}: training diverged; the checkpoints "
+            "before it are as they were. Lower optimizer.lr, lengthen schedule.warmup_steps or lower "
+            "optimizer.grad_clip"
+        )
+
     def _save(self) -> None:
+        self._refuse_divergence(float(self.engine.loss()))
         self.metrics.flush()
         checkpoints.save(self.store, self.engine, self.progress, self.settings)
         self._restart_clock()
@@ -246,3 +278,5 @@ class Trainer:
         """Close the files and the progress bar."""
         self.metrics.close()
         self.display.close()
+        if self.process.rank == 0:
+            self.lock.close()

@@ -1,5 +1,6 @@
 """A run that is killed and started again ends bit for bit as one that was not; in fp32 on CPU."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from megaqk.data.files import sha256_of
 from tests.distributed import commands
 from tests.harness import DistributedError, run_distributed, run_torchrun
 
@@ -219,6 +221,49 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert_same_end(finished, whole("one"))
 
 
+def test_damage_that_keeps_the_size_is_noticed(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    newest = finished.parent / "run" / "checkpoints" / f"step-{STEPS}"
+    victim = max(newest.glob("*.pt"), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    victim.write_bytes(content)
+    statuses, output = rerun(finished, capfd)
+    assert statuses == [0]
+    assert "contents are not what was written" in output
+    assert "resumed after step 9" in output
+
+
+def test_a_diverged_model_replaces_no_checkpoint(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The step that blows up still has a finite loss and is saved; the next is not, and keep = 2 holds step 10."""
+    overrides = ["training.steps=16", "optimizer.lr=1e30", "optimizer.grad_clip=0", "checkpoint.every=1"]
+    statuses, output = rerun(finished, capfd, *overrides, "logging.every=100")
+    assert statuses == [2]
+    assert "training diverged" in output
+    assert (finished.parent / "run" / "checkpoints" / f"step-{STEPS}").is_dir()
+
+
+def test_a_second_job_in_the_same_folder_is_refused(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (finished.parent / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        statuses, output = rerun(finished, capfd)
+    assert statuses == [2]
+    assert "another job is writing to it" in output
+
+
+def test_the_token_clock_goes_on_where_the_batch_changes(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Twice the batch from step 10 on: the record's tokens, not steps x batch, decide the multiplier."""
+    tokens = records(finished)[-1]["tokens"]
+    overrides = ["training.steps=12", "training.global_batch_size=16", "qk_timing.unit=tokens"]
+    overrides += [f"qk_timing.hold={tokens + 1}", "qk_timing.release=step", "qk_timing.release_end=null"]
+    statuses, output = rerun(finished, capfd, *overrides)
+    assert statuses == [0], output
+    by_step = {record["step"]: record for record in records(finished) if "loss" in record}
+    multipliers = [by_step[step]["multiplier/upper_qk"] for step in (STEPS + 1, STEPS + 2)]
+    assert multipliers[0] < 1
+    assert multipliers[1] == 1
+
+
 def test_leftovers_of_a_killed_save_are_removed(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     checkpoints = finished.parent / "run" / "checkpoints"
     shutil.copytree(checkpoints / "step-9", checkpoints / "step-11.partial")
@@ -234,6 +279,8 @@ def test_leftovers_of_a_killed_save_are_removed(finished: Path, capfd: pytest.Ca
         (["model.hidden_size=64"], 1, "model.hidden_size"),
         (["parallel.zero_stage=2"], 1, "parallel.zero_stage"),
         (["training.precision=bf16"], 1, "training.precision"),
+        (["qk_timing.layers={list: [0]}"], 1, "qk_timing"),
+        (["qk_timing={enabled: false}"], 1, "qk_timing"),
         ([], 2, "data 2"),
         (["parallel.tensor=2"], 2, "tensor 2"),
     ],
@@ -266,7 +313,7 @@ def test_a_checkpoint_runs_no_code(finished: Path, capfd: pytest.CaptureFixture[
     [victim] = newest.glob(pattern)
     torch.save({"module": Malice(str(proof))}, victim)
     manifest = json.loads((newest / "manifest.json").read_text())
-    manifest["files"][victim.name] = victim.stat().st_size
+    manifest["files"][victim.name] = {"bytes": victim.stat().st_size, "sha256": sha256_of(victim)}
     (newest / "manifest.json").write_text(json.dumps(manifest))
     statuses, output = rerun(finished, capfd)
     assert not proof.exists()

@@ -158,7 +158,7 @@ def sparse_corpus(directory: Path, tokens: int, document: int) -> PreparedData:
     prefix = directory / f"c{tokens}"
     with prefix.with_suffix(".bin").open("wb") as stream:
         stream.truncate(2 * tokens)
-    write_index(prefix, np.dtype("<u2"), [IndexPart(np.full(tokens // document, document, dtype=np.int32))])
+    write_index(index_path(prefix), np.dtype("<u2"), [IndexPart(np.full(tokens // document, document, dtype=np.int32))])
     return PreparedData(None, (prefix,), 50_000, 0)
 
 

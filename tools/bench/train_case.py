@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -43,7 +44,7 @@ def median_seconds(step: Callable[[int], Any], steps: int) -> float:
 def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, float]:
     from megaqk.config.checks import check_world
     from megaqk.config.loading import build_config
-    from megaqk.training.device import start_process_group, world_size_of_environment
+    from megaqk.training.device import start_process_group
     from megaqk.training.engine import TrainingEngine, Vocabulary
 
     config = build_config(
@@ -59,7 +60,7 @@ def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, f
             },
         }
     )
-    layout = check_world(config, world_size_of_environment())
+    layout = check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     process = start_process_group()
     vocabulary = Vocabulary(tokens=SHAPE["vocab_size"], rows=SHAPE["vocab_size"])
     engine = TrainingEngine(config, layout, vocabulary, process)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from megaqk.data.files import sha256_of
 from megaqk.errors import UserError
-from megaqk.training.checkpoints import MANIFEST, CheckpointStore, check_compatible
+from megaqk.training.checkpoint_store import MANIFEST, CheckpointStore
+from megaqk.training.checkpoints import changed_keys, check_compatible
 
 
 class DiedError(BaseException):
@@ -26,7 +28,12 @@ def write_partial(store: CheckpointStore, step: int) -> None:
 def save(store: CheckpointStore, step: int) -> None:
     store.remove_partial()
     write_partial(store, step)
-    store.commit(step, {"progress": {"step": step}})
+    commit(store, step)
+
+
+def commit(store: CheckpointStore, step: int) -> None:
+    digests = {name: sha256_of(store.partial(step) / name) for name in store.partial_files(step)}
+    store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}}, digests)
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
@@ -36,7 +43,8 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
             save(store, step)
             assert store.steps() == [s for s in (5, 10, 15, 20) if s <= step][-keep:]
             assert store.latest() == (step, [])
-        assert store.manifest(20)["files"] == {"parts/optimizer.pt": 10, "weights.pt": 20}
+        sizes = {name: file["bytes"] for name, file in store.manifest(20)["files"].items()}
+        assert sizes == {"parts/optimizer.pt": 10, "weights.pt": 20}
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -68,7 +76,7 @@ def test_dying_in_a_commit_leaves_a_usable_checkpoint(
         with monkeypatch.context() as patch:
             patch.setattr(owner, call, lambda *a, _o=original, **k: die(*a, original=_o, **k))
             try:
-                store.commit(10, {"progress": {"step": 10}})
+                commit(store, 10)
             except DiedError:
                 pass
             else:
@@ -90,7 +98,9 @@ def test_dying_in_a_commit_leaves_a_usable_checkpoint(
         (lambda folder: (folder / "weights.pt").write_bytes(b"w"), "weights.pt: 1 bytes, but 10 were written"),
         (lambda folder: (folder / "weights.pt").unlink(), "damaged checkpoint"),
         (lambda folder: (folder / MANIFEST).write_text('{"files": '), "damaged checkpoint"),
-        (lambda folder: (folder / MANIFEST).write_text("{}"), "damaged checkpoint"),
+        (lambda folder: (folder / MANIFEST).write_text("{}"), "must hold progress"),
+        (lambda folder: (folder / MANIFEST).write_text("[]"), "must hold progress"),
+        (lambda folder: (folder / "weights.pt").write_bytes(b"x" * 10), "its contents are not what was written"),
     ],
 )
 def test_goes_back_behind_a_damaged_one(tmp_path: Path, damage: Any, said: str) -> None:
@@ -120,13 +130,22 @@ def test_another_run_is_refused_by_key(tmp_path: Path) -> None:
         "parallel": {"zero_stage": 1, "layers_per_stage": None},
         "training": {"precision": "fp32", "sequence_length": 8, "seed": 1},
     }
-    mine = {"dims": {"pipeline": 1, "data": 2, "tensor": 1}, "vocabulary": {"tokens": 90, "rows": 128}}
-    manifest = json.loads(json.dumps({**mine, "config": config}))
+    mine: dict[str, Any] = {
+        "topology": {"pipeline": 1, "data": 2, "tensor": 1},
+        "vocabulary": {"tokens": 90, "rows": 128},
+        "optimizer": "torch AdamW (fused)",
+        "groups": {"decay": "1f", "some_qk": "2e"},
+    }
+    manifest = json.loads(json.dumps({"identity": mine, "config": config}))
     check_compatible(manifest, config, mine, tmp_path)
-    with pytest.raises(UserError, match=r"data 2 .* this run has .*data 1"):
-        check_compatible(manifest, config, {**mine, "dims": {**mine["dims"], "data": 1}}, tmp_path)
-    with pytest.raises(UserError, match=r"tokens 90 .* this run has tokens 91 .* the same tokenizer"):
-        check_compatible(manifest, config, {**mine, "vocabulary": {"tokens": 91, "rows": 128}}, tmp_path)
+    for part, value, said in (
+        ("topology", {**mine["topology"], "data": 1}, "data 2.* this run has .*data 1"),
+        ("vocabulary", {"tokens": 91, "rows": 128}, "tokens 90.* this run has tokens 91.* the same tokenizer"),
+        ("optimizer", "DeepSpeed CPUAdam", "optimizer.implementation: .*torch AdamW.* this run has DeepSpeed CPUAdam"),
+        ("groups", {"decay": "1f", "some_qk": "3d"}, "qk_timing: .*some_qk 2e.* this run has .*some_qk 3d"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_compatible(manifest, config, {**mine, part: value}, tmp_path)
     for section, key, value in (
         ("model", "num_layers", 5),
         ("parallel", "zero_stage", 2),
@@ -135,3 +154,9 @@ def test_another_run_is_refused_by_key(tmp_path: Path) -> None:
         changed = {**config, section: {**config[section], key: value}}
         with pytest.raises(UserError, match=rf"{section}\.{key} = {value}: must be"):
             check_compatible(manifest, changed, mine, tmp_path)
+
+
+def test_what_changed_is_said() -> None:
+    was = {"optimizer": {"lr": 0.1, "eps": 1e-8}, "logging": {"every": 1}}
+    now = {"optimizer": {"lr": 0.2, "eps": 1e-8}, "logging": {"every": 5}}
+    assert changed_keys(was, now) == ["optimizer.lr = 0.2 (was 0.1)"]

@@ -1,0 +1,149 @@
+"""The checkpoints of a run on disk: each is either complete or not there.
+
+DeepSpeed writes into `step-<n>.partial`; when all ranks are done, rank 0 adds a manifest with the size and checksum of
+every file, syncs and renames. A process killed at any moment thus leaves the previous checkpoint as it was.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaqk.data.files import sha256_of, sync_directory, sync_file
+from megaqk.errors import UserError
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+SECTIONS = ("progress", "config", "identity", "files")
+"""What a manifest holds, each a mapping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: Optimizer steps taken.
+        samples: Samples of the training stream consumed.
+        tokens: Tokens learned from.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+
+
+class CheckpointStore:
+    """The checkpoints of a run, as a folder.
+
+    Args:
+        folder: `<run.dir>/checkpoints`.
+        keep: Newest checkpoints kept.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def path(self, step: int) -> Path:
+        """Folder of a complete checkpoint."""
+        return self.folder / f"step-{step}"
+
+    def partial(self, step: int) -> Path:
+        """Folder of a checkpoint that is being written."""
+        return self.folder / f"step-{step}{PARTIAL}"
+
+    def partial_files(self, step: int) -> list[str]:
+        """Names of the files of a checkpoint that is being written, in one order for all ranks."""
+        partial = self.partial(step)
+        return sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
+
+    def steps(self) -> list[int]:
+        """Steps with a manifest, oldest first."""
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match and (self.folder / match[0] / MANIFEST).is_file())
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What was written beside the checkpoint of a step.
+
+        Raises:
+            UserError: If the manifest cannot be read, or a file is missing or has another size than when written.
+        """
+        path = self.path(step)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), dict) for key in SECTIONS):
+                raise UserError(f"{path / MANIFEST}: damaged, must hold {', '.join(SECTIONS)}")
+            for name, written in manifest["files"].items():
+                actual = (path / name).stat().st_size
+                if actual != written["bytes"]:
+                    raise UserError(f"{path / name}: {actual} bytes, but {written['bytes']} were written")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged checkpoint ({error})") from error
+        return manifest
+
+    def check_contents(self, step: int, *, share: int = 0, shares: int = 1) -> None:
+        """Compare every `shares`-th file with its checksum, so that ranks can divide the reading.
+
+        Raises:
+            UserError: If the manifest is damaged or a file is not what was written.
+        """
+        files = self.manifest(step)["files"]
+        for name in sorted(files)[share::shares]:
+            if sha256_of(self.path(step) / name) != files[name].get("sha256"):
+                raise UserError(f"{self.path(step) / name}: damaged, its contents are not what was written")
+
+    def latest(self, check: Callable[[int], None] | None = None) -> tuple[int, list[str]]:
+        """Newest undamaged step, 0 if there is none, and what is wrong with the newer ones.
+
+        Args:
+            check: Raises UserError for a damaged step; None means `check_contents`.
+        """
+        problems: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                (check or self.check_contents)(step)
+            except UserError as problem:
+                problems.append(str(problem))
+            else:
+                return step, problems
+        return 0, problems
+
+    def commit(self, step: int, manifest: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        """Turn the partial folder of a step into a checkpoint and remove those beyond `keep`.
+
+        Args:
+            step: The step.
+            manifest: The sections of the manifest, but for the files.
+            digests: SHA-256 of every file.
+        """
+        partial = self.partial(step)
+        files = {
+            name: {"bytes": (partial / name).stat().st_size, "sha256": digests[name]}
+            for name in self.partial_files(step)
+        }
+        (partial / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1))
+        for name in (*files, MANIFEST):
+            sync_file(partial / name)
+        sync_directory(partial)
+        final = self.path(step)
+        if final.exists():  # a damaged one that the run went back behind
+            self._remove(step)
+        partial.rename(final)
+        sync_directory(self.folder)
+        for old in [s for s in self.steps() if s < step][: -self._keep + 1 or None]:
+            self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        # Renamed first: what a kill leaves of it then looks like any other partial folder.
+        doomed = self.folder / f"step-{step}.old{PARTIAL}"
+        self.path(step).rename(doomed)
+        shutil.rmtree(doomed)
+
+    def remove_partial(self) -> None:
+        """Remove what killed processes left."""
+        for entry in self.folder.glob(f"step-*{PARTIAL}"):
+            shutil.rmtree(entry)
