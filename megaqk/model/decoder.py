@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megaqk.model.block import Block
 from megaqk.model.context import ModelContext
 from megaqk.model.ends import Embedding, EmbeddingOutput, FinalNorm, Head, tied_head
-from megaqk.model.stream import Stream
+from megaqk.model.stream import Labels, Stream
 from megaqk.parallel.vocabulary import mean_loss, vocab_parallel_cross_entropy
 
 
@@ -54,12 +54,19 @@ def layer_specs(context: ModelContext) -> list[LayerSpec]:
     return specs
 
 
-def decoder_loss(context: ModelContext) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss function: (local logits (B, S, local tokens), labels (B, S)) to the mean loss of the micro-batch."""
+def decoder_loss(context: ModelContext) -> Callable[[Tensor, Labels], Tensor]:
+    """The loss of a micro-batch from its local logits (B, S, local tokens) and its labels.
+
+    Labels (B, S) give the mean over the labels that count. Labels with a weight give weight x their sum: where
+    micro-batches have different numbers of labels that count, the weight makes the mean over micro-batches and
+    data-parallel ranks the mean over the labels of the global batch, however it is divided.
+    """
     first = context.tp.rank * context.tp.share(context.rows)
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return mean_loss(vocab_parallel_cross_entropy(logits, labels, first=first, tp=context.tp), labels)
+    def loss(logits: Tensor, labels: Labels) -> Tensor:
+        target, weight = labels if isinstance(labels, tuple) else (labels, None)
+        losses = vocab_parallel_cross_entropy(logits, target, first=first, tp=context.tp)
+        return mean_loss(losses, target) if weight is None else losses.sum() * weight
 
     return loss
 
@@ -90,8 +97,8 @@ class Decoder(nn.Module):
         assert isinstance(x, Tensor), "the last layer drops the positions"
         return x
 
-    def forward(self, inputs: Stream, labels: Tensor) -> Tensor:
-        """Mean loss of a micro-batch of inputs (see `logits`) and labels (B, S)."""
+    def forward(self, inputs: Stream, labels: Labels) -> Tensor:
+        """Loss of a micro-batch of inputs (see `logits`) and labels (see `decoder_loss`)."""
         return self.loss(self.logits(inputs), labels)
 
     def global_parameters(self) -> dict[str, nn.Parameter]:

@@ -9,8 +9,11 @@ Positions are given where documents that share a sample must not see each other.
 every pipeline stage needs them.
 """
 
-Batch = tuple[Stream, Tensor]
-"""A micro-batch: token ids (B, S), alone or with positions (B, S), and labels (B, S)."""
+Labels = Tensor | tuple[Tensor, Tensor]
+"""(B, S), alone or with a scalar weight: see `megaqk.model.decoder.decoder_loss`."""
+
+Batch = tuple[Stream, Labels]
+"""A micro-batch: token ids (B, S), alone or with positions (B, S), and labels."""
 
 
 def split_stream(stream: Stream) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.model.inventory import parameter_inventory
-from megaqk.model.stream import Batch, Stream
+from megaqk.model.stream import Batch, Labels, Stream
 from megaqk.optim.groups import ParameterGroup, compare_groups_across_ranks, groups_missing_on, plan_groups
 from megaqk.optim.optimizers import optimizer_factory
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
@@ -25,6 +26,7 @@ from megaqk.parallel.groups import tensor_parallel
 from megaqk.parallel.rng import DropoutRng
 from megaqk.parallel.sharding import new_parameter
 from megaqk.parallel.topology import ParallelDims
+from megaqk.parallel.vocabulary import IGNORE_INDEX
 from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
 from megaqk.training.device import ProcessInfo
 from megaqk.training.partitioning import partitioned_from_birth, whole
@@ -46,6 +48,20 @@ class Vocabulary:
 
     tokens: int
     rows: int
+
+
+def to_device(part: Stream | Labels, device: torch.device) -> Stream | Labels:
+    """A part of a micro-batch on a device, without waiting for the copy."""
+    if isinstance(part, tuple):
+        first, second = part
+        return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
+    return part.to(device, non_blocking=True)
+
+
+def count_scored(labels: Labels) -> int:
+    """Labels that count; read on the host, where batches come from."""
+    target = labels[0] if isinstance(labels, tuple) else labels
+    return int((target != IGNORE_INDEX).sum())
 
 
 class TrainingEngine:
@@ -141,6 +157,7 @@ class TrainingEngine:
         self.rng.set_step(step)
         rates = self.rates.at(step, tokens)
         apply_rates(self.engine.optimizer.param_groups, rates)
+        batches = self._weighted(batches, self.layout.micro_batches)
         if self.staged:
             self._loss = self.engine.train_batch(batches)
             return rates
@@ -154,14 +171,19 @@ class TrainingEngine:
         self._loss = total / self.layout.micro_batches
         return rates
 
+    def _weighted(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+        """Micro-batches whose labels weigh alike over the whole global batch, where some labels do not count."""
+        if not self.config.data.separate_documents or self.coordinate.pipeline not in (0, self.dims.pipeline - 1):
+            return batches
+        held = list(islice(batches, count))
+        scored = torch.tensor(sum(count_scored(labels) for _, labels in held), device=self.process.device)
+        dist.all_reduce(scored, group=self.data_group)
+        weight = count * self.dims.data / scored.clamp(min=1)
+        return iter([(inputs, (labels, weight)) for inputs, labels in held if isinstance(labels, Tensor)])
+
     def _forward(self, batch: Batch) -> Tensor:
-        device = self.process.device
-        inputs, labels = batch
-        if isinstance(inputs, tuple):
-            on_device: Stream = (inputs[0].to(device, non_blocking=True), inputs[1].to(device, non_blocking=True))
-        else:
-            on_device = inputs.to(device, non_blocking=True)
-        return self.engine(on_device, labels.to(device, non_blocking=True))  # type: ignore[no-any-return]
+        inputs, labels = (to_device(part, self.process.device) for part in batch)
+        return self.engine(inputs, labels)  # type: ignore[no-any-return]
 
     def loss(self) -> Tensor:
         """Mean loss of the last step over all ranks; every rank must call it."""
@@ -177,11 +199,12 @@ class TrainingEngine:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], count: int) -> Tensor:
         """Mean loss over `count` micro-batches of every data-parallel rank, without dropout."""
+        weighted = self._weighted(iter(batches), count)
         if self.staged:
-            return self.engine.eval_batch(iter(batches), num_micro_batches=count)  # type: ignore[no-any-return]
+            return self.engine.eval_batch(weighted, num_micro_batches=count)  # type: ignore[no-any-return]
         self.engine.eval()
         total = torch.zeros((), device=self.process.device)
-        for batch, _ in zip(batches, range(count), strict=False):
+        for batch in islice(weighted, count):
             total += self._forward(batch)
         return self._mean_over_data(total / count)
 
