@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaqk.data.files import os_errors_named, sync_directory
-from megaqk.data.indexed import IndexedCorpus, data_path, index_path
-from megaqk.data.journal import partial_path
-from megaqk.data.manifest import Manifest, measured, read_manifest, write_manifest
+from megaqk.data.files import os_errors_named
+from megaqk.data.indexed import IndexedCorpus, data_path
+from megaqk.data.journal import partial_index_path, partial_path
+from megaqk.data.manifest import Manifest, measured, read_manifest
+from megaqk.data.publishing import publish
 from megaqk.data.splits import document_bounds
 from megaqk.data.writer import IndexPart, write_index
 from megaqk.errors import UserError
@@ -85,7 +86,7 @@ def assemble(
                     itemsize = first.dtype.itemsize
                     _copy(source.fileno(), target.fileno(), begin * itemsize, (end - begin) * itemsize)
             os.fsync(target.fileno())
-    write_index(prefix, first.dtype, [piece.index_part() for piece in pieces])
+    write_index(partial_index_path(prefix), first.dtype, [piece.index_part() for piece in pieces])
     written = None
     if len(known) == len(pieces):
         written = Manifest(
@@ -98,13 +99,9 @@ def assemble(
             tokens=sum(piece.bounds[1] - piece.bounds[0] for piece in pieces),
             skipped={},
             data=measured(partial_path(prefix), threads=os.cpu_count() or 1),
-            index=measured(index_path(prefix)),
+            index=measured(partial_index_path(prefix)),
         )
-        write_manifest(prefix, written)
-    with os_errors_named(prefix):
-        # Last, as in `build`: until now the sizes do not match.
-        partial_path(prefix).replace(data_path(prefix))
-        sync_directory(prefix.parent)
+    publish(prefix, written)
     return written
 
 

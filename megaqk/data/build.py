@@ -18,13 +18,24 @@ import numpy as np
 import numpy.typing as npt
 
 from megaqk.data.comm import Comm, agreed
+from megaqk.data.documents import EMPTY
 from megaqk.data.encoding import Encoded, Recipe, encode_in_order
-from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, sync_directory
-from megaqk.data.indexed import data_path, index_path, token_dtype
-from megaqk.data.journal import Journal, lengths_path, open_journal, partial_path, remove_journal, write_journal
+from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of
+from megaqk.data.indexed import data_path, token_dtype
+from megaqk.data.journal import (
+    Journal,
+    lengths_path,
+    open_journal,
+    partial_index_path,
+    partial_path,
+    read_journal,
+    remove_journal,
+    write_journal,
+)
 from megaqk.data.lanes import Lanes, Place
-from megaqk.data.manifest import Manifest, manifest_path, measured, read_manifest, sizes_match, write_manifest
+from megaqk.data.manifest import Manifest, measured, read_manifest, sizes_match
 from megaqk.data.progress import Progress
+from megaqk.data.publishing import publish
 from megaqk.data.sources import Source
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.data.writer import IndexPart, write_index
@@ -66,7 +77,7 @@ def build_corpus(
     with contextlib.ExitStack() as stack:
         if comm.rank == 0:
             stack.enter_context(exclusive_lock(prefix.with_name(f".{prefix.name}.lock")))
-        found, journal = agreed(comm, lambda: _look(prefix, state, tokenizer, overwrite, rank=comm.rank))[0]
+        found, journal = agreed(comm, lambda: _look(prefix, state, recipe, tokenizer, overwrite, rank=comm.rank))[0]
         if found is None:
             chunks = Lanes(sources, rank=comm.rank, size=comm.size)
             _encode_all(chunks, prefix, recipe, tokenizer, journal, comm, workers)
@@ -77,7 +88,7 @@ def build_corpus(
 
 
 def _look(
-    prefix: Path, state: dict[str, Any], tokenizer: Tokenizer, overwrite: bool, *, rank: int
+    prefix: Path, state: dict[str, Any], recipe: Recipe, tokenizer: Tokenizer, overwrite: bool, *, rank: int
 ) -> tuple[Manifest | None, Journal]:
     # Rank 0 looks (and cuts the partial files back) for all.
     if rank:
@@ -89,12 +100,35 @@ def _look(
             raise
         manifest = None
     whole = manifest is not None and sizes_match(prefix, manifest)
-    if manifest is not None and whole and manifest.source == state:
-        return manifest, Journal(state)
+    begun = read_journal(prefix)
+    # Partial data is somebody's unfinished work: ours, unless a journal says otherwise.
+    unfinished = partial_path(prefix).exists() and (begun is None or begun.state == state)
+    if manifest is not None and whole and not unfinished and manifest.source == state:
+        if recipe.skip_bad or not _bad(manifest.skipped):
+            return manifest, Journal(state)
+        if not overwrite:
+            raise _other_policy(data_path(prefix), manifest.skipped)
     if data_path(prefix).exists() and not overwrite:
         what = "was made from other inputs or another tokenizer" if whole else "is not from an earlier run of this"
+        if manifest is not None and manifest.source == state:
+            what = "is unfinished"
         raise UserError(f"{data_path(prefix)}: exists and {what}: choose another output or overwrite it")
+    if begun is not None and begun.state == state and not recipe.skip_bad and _bad(begun.skipped):
+        if not overwrite:
+            raise _other_policy(partial_path(prefix), begun.skipped)
+        remove_journal(prefix)
     return None, open_journal(prefix, state, token_dtype(tokenizer.vocab_size).itemsize)
+
+
+def _bad(skipped: dict[str, int]) -> int:
+    # Empty documents are left out whatever the policy.
+    return sum(count for reason, count in skipped.items() if reason != EMPTY)
+
+
+def _other_policy(path: Path, skipped: dict[str, int]) -> UserError:
+    return UserError(
+        f"{path}: was made with --bad-documents skip and lacks {_bad(skipped)} documents: go on with skip, or overwrite"
+    )
 
 
 class _Writing:
@@ -214,14 +248,13 @@ def _write_at(descriptor: int, tokens: npt.NDArray[Any], offset: int) -> None:
 
 
 def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal, comm: Comm, workers: int) -> Manifest:
-    # The data file's rename comes last: until then the sizes do not match and nobody takes the corpus for finished.
     if not journal.documents:
         raise UserError(f"{', '.join(one['name'] for one in journal.state['sources'])}: no document with any text")
 
     def index() -> None:
         if comm.rank == 0:
             lengths = np.memmap(lengths_path(prefix), dtype="<i4", mode="r", shape=(journal.documents,))
-            write_index(prefix, token_dtype(tokenizer.vocab_size), [IndexPart(lengths)])
+            write_index(partial_index_path(prefix), token_dtype(tokenizer.vocab_size), [IndexPart(lengths)])
 
     agreed(comm, index)
     manifest = Manifest(
@@ -234,15 +267,8 @@ def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal
         tokens=journal.tokens,
         skipped=journal.skipped,
         data=measured(partial_path(prefix), comm=comm, threads=workers),
-        index=measured(index_path(prefix), comm=comm, threads=workers),
+        index=measured(partial_index_path(prefix), comm=comm, threads=workers),
     )
 
-    def publish() -> None:
-        if comm.rank == 0:
-            write_manifest(prefix, manifest)
-            with os_errors_named(manifest_path(prefix)):
-                partial_path(prefix).replace(data_path(prefix))
-                sync_directory(prefix.parent)
-
-    agreed(comm, publish)
+    agreed(comm, lambda: publish(prefix, manifest) if comm.rank == 0 else None)
     return manifest

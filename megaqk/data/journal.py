@@ -38,6 +38,11 @@ def partial_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".bin.partial")
 
 
+def partial_index_path(prefix: Path) -> Path:
+    """Return PREFIX.idx.partial."""
+    return prefix.with_name(prefix.name + ".idx.partial")
+
+
 def lengths_path(prefix: Path) -> Path:
     """Return PREFIX.len.partial."""
     return prefix.with_name(prefix.name + ".len.partial")
@@ -47,6 +52,19 @@ def write_journal(prefix: Path, journal: Journal) -> None:
     """Write the journal, whole or not at all; what it vouches for must have been synced."""
     with written_whole(journal_path(prefix)) as path:
         path.write_text(json.dumps(asdict(journal)), encoding="utf-8")
+
+
+def read_journal(prefix: Path) -> Journal | None:
+    """Read the journal; None if there is none, or one that is damaged and so vouches for nothing."""
+    try:
+        journal = Journal(**json.loads(journal_path(prefix).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    if not isinstance(journal.state, dict) or not isinstance(journal.skipped, dict):
+        return None
+    counts = (journal.step, journal.tokens, journal.documents, *journal.skipped.values())
+    # bool is an int to isinstance.
+    return journal if all(type(count) is int and count >= 0 for count in counts) else None
 
 
 def open_journal(prefix: Path, state: dict[str, Any], itemsize: int) -> Journal:
@@ -61,12 +79,12 @@ def open_journal(prefix: Path, state: dict[str, Any], itemsize: int) -> Journal:
         UserError: The operating system refused.
     """
     partial, lengths = partial_path(prefix), lengths_path(prefix)
+    found = read_journal(prefix)
+    journal = found if found is not None and found.state == state else Journal(state)
     try:
-        journal = Journal(**json.loads(journal_path(prefix).read_text(encoding="utf-8")))
-        whole = partial.stat().st_size >= journal.tokens * itemsize and lengths.stat().st_size >= 4 * journal.documents
-    except (OSError, ValueError, TypeError):
-        journal, whole = Journal(state), False
-    if not whole or journal.state != state:
+        if partial.stat().st_size < journal.tokens * itemsize or lengths.stat().st_size < 4 * journal.documents:
+            journal = Journal(state)
+    except OSError:
         journal = Journal(state)
     with os_errors_named(partial):
         for path, size in ((partial, journal.tokens * itemsize), (lengths, 4 * journal.documents)):
@@ -77,5 +95,5 @@ def open_journal(prefix: Path, state: dict[str, Any], itemsize: int) -> Journal:
 
 def remove_journal(prefix: Path) -> None:
     """Remove what only an unfinished corpus needs."""
-    for path in (journal_path(prefix), lengths_path(prefix), partial_path(prefix)):
+    for path in (journal_path(prefix), lengths_path(prefix), partial_index_path(prefix), partial_path(prefix)):
         path.unlink(missing_ok=True)

@@ -41,11 +41,11 @@ class IndexPart:
         return ends
 
 
-def write_index(prefix: Path, dtype: np.dtype[Any], parts: Sequence[IndexPart]) -> None:
-    """Write PREFIX.idx for sequences that lie back to back in PREFIX.bin.
+def write_index(path: Path, dtype: np.dtype[Any], parts: Sequence[IndexPart]) -> None:
+    """Write the index of sequences that lie back to back in PREFIX.bin.
 
     Args:
-        prefix: Path without extension.
+        path: PREFIX.idx, or what will become it.
         dtype: Type of the tokens in PREFIX.bin.
         parts: Documents, part after part.
 
@@ -54,7 +54,7 @@ def write_index(prefix: Path, dtype: np.dtype[Any], parts: Sequence[IndexPart]) 
     """
     sequences = sum(len(part.lengths) for part in parts)
     entries = sum(part.num_documents for part in parts) + 1
-    with written_whole(index_path(prefix)) as path, path.open("wb") as stream:
+    with written_whole(path) as beside, beside.open("wb") as stream:
         stream.write(MAGIC + struct.pack("<QBQQ", VERSION, CODES[dtype], sequences, entries))
         blocks = [(part.lengths, begin) for part in parts for begin in range(0, len(part.lengths), _BLOCK)]
         for lengths, begin in blocks:
@@ -86,4 +86,4 @@ def write_corpus(prefix: Path, dtype: np.dtype[Any], documents: list[npt.NDArray
         for document in documents:
             stream.write(np.asarray(document).astype(dtype).tobytes())
     lengths = np.array([len(document) for document in documents], dtype=np.int32)
-    write_index(prefix, dtype, [IndexPart(lengths)])
+    write_index(index_path(prefix), dtype, [IndexPart(lengths)])

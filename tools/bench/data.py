@@ -26,6 +26,7 @@ from megaqk.data.build import build_corpus
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe
 from megaqk.data.files import written_whole
+from megaqk.data.indexed import index_path
 from megaqk.data.lanes import iterate_texts
 from megaqk.data.permutation import Permutation
 from megaqk.data.prepare import builtin_file

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from megaqk.data import build
+from megaqk.data.assembling import merge
 from megaqk.data.build import build_corpus
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe
@@ -283,3 +285,122 @@ def test_a_kill_at_any_moment_leaves_what_a_rerun_finishes(tmp_path: Path, recip
             break
     subprocess.run(command, check=True, timeout=120, stderr=subprocess.DEVNULL)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the package handles it."""
+
+
+def kills_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Die at the given change of the directory's entries under a corpus' final names, and all later ones."""
+    calls: list[Path] = []
+
+    def dying(name: str) -> None:
+        real = getattr(Path, name)
+
+        def change(self: Path, *args: Any, **keys: Any) -> Any:
+            target = Path(args[0]) if name == "replace" else self
+            if target.name in {"out.bin", "out.idx", "out.manifest.json"}:
+                calls.append(target)
+                if len(calls) >= call:
+                    raise Killed
+            return real(self, *args, **keys)
+
+        monkeypatch.setattr(Path, name, change)
+
+    dying("replace")
+    dying("unlink")
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
+def test_a_killed_overwrite_is_finished_by_a_rerun(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    # The old and the new corpus have as many tokens and documents: sizes do not tell them apart.
+    (tmp_path / "b.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("a says", "b says"))
+    make(tmp_path, recipe, "whole", "b")
+    old = make(tmp_path, recipe, "out", "a")
+    with monkeypatch.context() as patched:
+        kills_at(patched, call)
+        try:
+            new = make(tmp_path, recipe, "out", "b", overwrite=True)
+        except Killed:
+            new = None
+    assert (new is None) == (call < 6)
+    found = make(tmp_path, recipe, "out", "b", overwrite=True)
+    assert found.data.size == old.data.size
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.bin", "out.idx", "out.manifest.json"]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
+def test_a_killed_merge_never_leaves_an_old_manifest_beside_new_data(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    (tmp_path / "b.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("a says", "b says"))
+    make(tmp_path, recipe, "other", "b")
+    make(tmp_path, recipe, "out", "a")
+    before = contents(tmp_path / "out")
+    with monkeypatch.context() as patched:
+        kills_at(patched, call)
+        with pytest.raises(Killed):
+            merge(tmp_path / "out", [IndexedCorpus(tmp_path / "other")], overwrite=True)
+    if (tmp_path / "out.bin").exists():
+        assert contents(tmp_path / "out") == before
+    merge(tmp_path / "out", [IndexedCorpus(tmp_path / "other")], overwrite=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+
+
+def test_a_merge_without_manifests_removes_the_old_one(tmp_path: Path, recipe: Recipe) -> None:
+    make(tmp_path, recipe, "other", "b")
+    (tmp_path / "other.manifest.json").unlink()
+    make(tmp_path, recipe, "out", "a")
+    assert merge(tmp_path / "out", [IndexedCorpus(tmp_path / "other")], overwrite=True) is None
+    assert not (tmp_path / "out.manifest.json").exists()
+
+
+def test_partial_data_means_unfinished(tmp_path: Path, recipe: Recipe) -> None:
+    make(tmp_path, recipe, "out", "a")
+    (tmp_path / "out.bin.partial").write_bytes(b"what an older version left")
+    with pytest.raises(UserError, match=r"out.bin: exists and is unfinished"):
+        make(tmp_path, recipe, "out", "a")
+    make(tmp_path, recipe, "out", "a", overwrite=True)
+    assert not (tmp_path / "out.bin.partial").exists()
+
+
+DAMAGED = ['{"step": "x"}', "null", '{"skipped": [1]}', '{"tokens": -1}', '{"documents": true}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_journal_starts_afresh(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    make(tmp_path, recipe, "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "encode_in_order", failing_after(7, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, recipe)
+    path = tmp_path / "out.journal.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(damage)) if damage[0] == "{" else damage)
+    make(tmp_path, recipe)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_stopping_does_not_go_on_with_what_was_skipped(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    lines = (tmp_path / "c.jsonl").read_text().splitlines()
+    lines[2] = lines[2][:9]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    skipping = Recipe(recipe.tokenizer, "text", skip_bad=True)
+    with monkeypatch.context() as patched:
+        if not finished:
+            patched.setattr(build, "encode_in_order", failing_after(5, KeyboardInterrupt()))
+        with contextlib.suppress(KeyboardInterrupt):
+            make(tmp_path, skipping, "out", "c")
+    with pytest.raises(UserError, match=r"out.bin.*: was made with --bad-documents skip and lacks 1 documents"):
+        make(tmp_path, recipe, "out", "c")
+    with pytest.raises(UserError, match=r"c.jsonl, line 3: malformed JSON"):
+        make(tmp_path, recipe, "out", "c", overwrite=True)
+    assert make(tmp_path, skipping, "out", "c", overwrite=True).documents == 89
