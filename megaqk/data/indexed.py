@@ -2,7 +2,8 @@
 
 The index is little-endian: the magic, version (u64) = 1, the token type's code (u8), the number of sequences n (u64),
 the number of document entries d (u64), n lengths in tokens (i32), n byte offsets into the data (i64), and d entries
-(i64) of which entries i and i + 1 are the first sequence of document i and the one after its last.
+(i64) of which entries i and i + 1 are the first sequence of document i and the one after its last. A multimodal index
+goes on with n modes (i8), 0 for text.
 """
 
 import mmap
@@ -88,7 +89,10 @@ class IndexedCorpus:
         if code not in DTYPES:
             raise self._error(f"token type code {code}: must be one of {', '.join(map(str, DTYPES))}")
         expected = HEADER_BYTES + 12 * num_sequences + 8 * num_entries
-        if len(index) != expected:
+        modes = index[expected:] if num_sequences and len(index) == expected + num_sequences else b""
+        if modes.count(0) != len(modes):
+            raise self._error("a multimodal corpus with sequences that are not text: must have text alone")
+        if len(index) != expected + len(modes):
             raise self._error(
                 f"{len(index)} bytes: {num_sequences} sequences and {num_entries} document entries take {expected}"
             )
@@ -144,10 +148,25 @@ class IndexedCorpus:
                 raise self._error(f"document entries after {begin} decrease: they must not")
 
     def start_of(self, document: int) -> int:
-        """Return the position in `tokens` at which a document in [0, num_documents] starts (or all end)."""
+        """Return the position in `tokens` at which a document in [0, num_documents] starts (or all end).
+
+        Raises:
+            UserError: A trusted index is damaged there.
+        """
         sequence = int(self.documents[document])
-        return self.num_tokens if sequence == self.num_sequences else int(self.offsets[sequence]) // self.dtype.itemsize
+        if sequence == self.num_sequences:
+            return self.num_tokens
+        # Of a trusted index only the ends have been looked at.
+        if not 0 <= sequence < self.num_sequences:
+            raise self._error(f"document entry {document} is {sequence}: must be in [0, {self.num_sequences}]")
+        start = int(self.offsets[sequence]) // self.dtype.itemsize
+        if not 0 <= start <= self.num_tokens:
+            raise self._error(f"sequence {sequence} starts at token {start}: must be in [0, {self.num_tokens}]")
+        return start
 
     def document(self, document: int) -> npt.NDArray[np.integer[Any]]:
         """Return the tokens of one document, a view of shape (its length,)."""
-        return self.tokens[self.start_of(document) : self.start_of(document + 1)]
+        start, end = self.start_of(document), self.start_of(document + 1)
+        if start > end:
+            raise self._error(f"document {document} ends at token {end}, before its start at {start}")
+        return self.tokens[start:end]

@@ -57,14 +57,13 @@ def write_journal(prefix: Path, journal: Journal) -> None:
 def read_journal(prefix: Path) -> Journal | None:
     """Read the journal; None if there is none, or one that is damaged and so vouches for nothing."""
     try:
-        journal = Journal(**json.loads(journal_path(prefix).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        record: dict[str, Any] = json.loads(journal_path(prefix).read_text(encoding="utf-8"))
+        counts = [record["step"], record["tokens"], record["documents"], *record["skipped"].values()]
+        # bool is an int to isinstance.
+        sound = isinstance(record["state"], dict) and all(type(count) is int and count >= 0 for count in counts)
+        return Journal(**record) if sound else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if not isinstance(journal.state, dict) or not isinstance(journal.skipped, dict):
-        return None
-    counts = (journal.step, journal.tokens, journal.documents, *journal.skipped.values())
-    # bool is an int to isinstance.
-    return journal if all(type(count) is int and count >= 0 for count in counts) else None
 
 
 def open_journal(prefix: Path, state: dict[str, Any], itemsize: int) -> Journal:

@@ -15,6 +15,10 @@ from megaqk.data.files import os_errors_named
 from megaqk.errors import UserError
 
 _READ = 1 << 20
+# Four compressed bytes can stand for 128 KiB, so a whole block might take all memory at once.
+_ZSTD_FEED = 1 << 10
+_LONGEST_LINE = 1 << 30
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 
@@ -41,9 +45,10 @@ def _zstd_blocks(stream: IO[bytes]) -> Iterator[bytes]:
     # zstandard's own stream reader takes a truncated file for a whole one, hence the frames are followed here.
     decompressor = zstandard.ZstdDecompressor().decompressobj()
     fed = False
-    while block := stream.read(_READ):
+    while block := stream.read(min(_ZSTD_FEED, _READ)):
         while block:
-            yield decompressor.decompress(block)
+            if data := decompressor.decompress(block):
+                yield data
             fed = True
             block = decompressor.unused_data
             if decompressor.eof:
@@ -83,15 +88,22 @@ def line_chunks(path: Path, chunk_bytes: int) -> Iterator[Chunk]:
                 held.append(block)
                 size += len(block)
                 if size < chunk_bytes or b"\n" not in block:
+                    if size > _LONGEST_LINE:
+                        raise UserError(f"{path}, from line {first}: no line end within {_LONGEST_LINE} bytes")
                     continue
-                data = b"".join(held)
+                data, start = b"".join(held), 0
                 # Blocks come in the reader's sizes, which must not decide where chunks end: cut by content alone.
-                while len(data) >= chunk_bytes and (end := data.find(b"\n", chunk_bytes - 1) + 1):
-                    yield Chunk(str(path), first, data[:end], None, stream.tell() / total)
-                    first += data.count(b"\n", 0, end)
-                    data = data[end:]
-                held, size = [data], len(data)
+                while len(data) - start >= chunk_bytes and (end := data.find(b"\n", start + chunk_bytes - 1) + 1):
+                    yield Chunk(str(path), first, _unmarked(data[start:end], first), None, stream.tell() / total)
+                    first += data.count(b"\n", start, end)
+                    start = end
+                held = [data[start:]]
+                size = len(held[0])
         except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: damaged: {error}") from error
     if data := b"".join(held):
-        yield Chunk(str(path), first, data, None, 1.0)
+        yield Chunk(str(path), first, _unmarked(data, first), None, 1.0)
+
+
+def _unmarked(data: bytes, first: int) -> bytes:
+    return data.removeprefix(_BYTE_ORDER_MARK) if first == 1 else data

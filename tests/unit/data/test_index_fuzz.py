@@ -3,9 +3,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from megaqk.data import indexed
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
@@ -60,3 +62,24 @@ def test_any_bytes_are_a_corpus_or_a_user_error(corpus: tuple[bytes, bytes]) -> 
     documents = [opened.document(number) for number in range(opened.num_documents)]
     whole = np.concatenate(documents) if documents else np.zeros(0, opened.dtype)
     assert whole.astype(opened.dtype).tobytes() == corpus[1]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(written_corpora(), plausible_corpora()), st.integers(1, 4))
+def test_a_trusted_index_is_read_within_the_file_or_refused(corpus: tuple[bytes, bytes], block: int) -> None:
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(indexed, "_LARGE", 0)
+        patched.setattr(indexed, "_BLOCK", block)
+        prefix = Path(directory) / "c"
+        prefix.with_suffix(".idx").write_bytes(corpus[0])
+        prefix.with_suffix(".bin").write_bytes(corpus[1])
+        try:
+            opened = IndexedCorpus(prefix, trusted=True)
+        except UserError:
+            return
+    for number in range(opened.num_documents):
+        try:
+            document = opened.document(number)
+        except UserError:
+            continue
+        assert len(document) == opened.start_of(number + 1) - opened.start_of(number)

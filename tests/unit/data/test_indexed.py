@@ -119,3 +119,29 @@ def test_a_trusted_large_index_is_checked_at_its_ends(tmp_path: Path, monkeypatc
     (tmp_path / "c.bin").write_bytes((tmp_path / "c.bin").read_bytes()[:-2])
     with pytest.raises(UserError, match="bytes of tokens"):
         IndexedCorpus(tmp_path / "c", trusted=True)
+
+
+@pytest.mark.parametrize("entry", [-1, 1000, 2**62])
+def test_a_damaged_entry_of_a_trusted_index_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: int
+) -> None:
+    monkeypatch.setattr("megaqk.data.indexed._LARGE", 10)
+    monkeypatch.setattr("megaqk.data.indexed._BLOCK", 4)
+    write_corpus(tmp_path / "c", np.dtype("<u2"), [np.arange(3)] * 20)
+    index = (tmp_path / "c.idx").read_bytes()
+    at = 34 + 12 * 20 + 8 * 5
+    (tmp_path / "c.idx").write_bytes(index[:at] + struct.pack("<q", entry) + index[at + 8 :])
+    with pytest.raises(UserError, match=rf"c.idx: document entry 5 is {entry}: must be in \[0, 20\]"):
+        IndexedCorpus(tmp_path / "c", trusted=True).document(5)
+    at = 34 + 4 * 20 + 8 * 5
+    (tmp_path / "c.idx").write_bytes(
+        index[:at] + struct.pack("<q", 8 * entry if entry < 2**60 else entry) + index[at + 8 :]
+    )
+    with pytest.raises(UserError, match=r"c.idx: sequence 5 starts at token"):
+        IndexedCorpus(tmp_path / "c", trusted=True).document(5)
+
+
+def test_a_multimodal_index_of_text_is_read_and_images_are_refused(tmp_path: Path) -> None:
+    assert IndexedCorpus(put(tmp_path, INDEX + bytes(3), DATA)).document(0).tolist() == [1, 2, 3]
+    with pytest.raises(UserError, match=r"c.orpus.idx: a multimodal corpus with sequences that are not text"):
+        IndexedCorpus(put(tmp_path, INDEX + b"\x00\x01\x00", DATA))

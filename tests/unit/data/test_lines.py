@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import lzma
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,3 +70,31 @@ def test_damaged_compression_is_named(tmp_path: Path, suffix: str, damage: str) 
 def test_an_empty_file_has_no_chunks(tmp_path: Path) -> None:
     (tmp_path / "t").touch()
     assert list(line_chunks(tmp_path / "t", 10)) == []
+
+
+@pytest.mark.parametrize("size", [1, 10**9])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, size: int) -> None:
+    (tmp_path / "t").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n")
+    assert b"".join(chunk.lines or b"" for chunk in line_chunks(tmp_path / "t", size)) == b"one\n\xef\xbb\xbftwo\n"
+
+
+def test_what_expands_without_measure_is_held_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress((b" " * 1000 + b"\n") * 300_000))
+    assert path.stat().st_size < 40_000
+    tracemalloc.start()
+    try:
+        total = sum(len(chunk.lines or b"") for chunk in line_chunks(path, 1 << 20))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == 1001 * 300_000
+    assert peak < 100 << 20
+
+
+def test_a_line_without_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_READ", 1000)
+    monkeypatch.setattr(lines, "_LONGEST_LINE", 5000)
+    (tmp_path / "t").write_bytes(b"short\n" + b"x" * 10_000)
+    with pytest.raises(UserError, match=r"t, from line 2: no line end within 5000 bytes"):
+        list(line_chunks(tmp_path / "t", 1))
