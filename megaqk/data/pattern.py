@@ -1,21 +1,26 @@
 """In which order samples are drawn from weighted sources.
 
-After any number p of samples, the count of each of K sources is within 1 - 1 / (2K - 2) of its exact share of p: the
-best bound there is (Tijdeman, "The chairman assignment problem", 1980). Any window, being the difference of two such
-prefixes, is then within one sample of its exact share for two sources and within two for more; for three or more
-sources and general weights no order at all keeps every window within one.
+Two sources: after p samples the first has round(p * share), halves up, so every prefix is within 1/2 and any window,
+being the difference of two prefixes, is within one sample of the exact share, whatever the weights.
 
-The order has a period: the common denominator of the weights, where that is small, else a block of fixed length whose
-counts differ by rounding from block to block (where a count may be off by one more), so that nothing drifts however
-long the run.
+More, whose weights have a common denominator up to `LONGEST_PERIOD`: an order with that period in which the count of
+each of K sources is within 1 - 1 / (2K - 2) of its exact share after any number of samples: the best bound there is
+(Tijdeman, "The chairman assignment problem", 1980). Any window is then within two samples; for three or more sources
+and general weights no order at all keeps every window within one.
+
+More, of other weights: a Huffman tree of pairs, each of which shares its draws as two sources do. The error of a pair
+is passed on in proportion to the share in it, so a window is off by less than the sum of weight / pair weight over the
+pairs above a source but the topmost, plus one. Pairs grow at least as the Fibonacci numbers on the way up, so that is
+less than 1 + 1 + 1/2 + 1/3 + 1/5 + ... = 3.36 for any number of sources, less than 2 for three, and half of it for a
+prefix. All of it is in exact integers: nothing drifts, however long the run.
 """
 
 import functools
 import heapq
-import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +28,17 @@ import numpy.typing as npt
 LONGEST_PERIOD = 1 << 16
 
 
+def whole_weights(weights: Sequence[float | Fraction]) -> list[int]:
+    """Return the smallest integers in the proportions of weights, taken as the decimals they are written as."""
+    exact = [weight if isinstance(weight, Fraction) else Fraction(repr(weight)) for weight in weights]
+    scale = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * scale) for weight in exact]
+    common = math.gcd(*whole)
+    return [weight // common for weight in whole]
+
+
 @functools.lru_cache(maxsize=16)
-def _block_order(counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _period_order(counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Spread counts[k] draws of each source k evenly over sum(counts) slots.
 
     Returns:
@@ -34,8 +48,8 @@ def _block_order(counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], npt.ND
     drawn = [source for source, count in enumerate(counts) if count]
     # The bound as a fraction near / whole. Draw j of a source may come at the first slot that keeps the source at
     # most that far ahead, and must come before it falls further behind; serving the most urgent first always works.
-    whole = max(2 * len(drawn) - 2, 1)
-    near = whole - 1 if len(drawn) > 1 else whole
+    whole = 2 * len(drawn) - 2
+    near = whole - 1
 
     def window(source: int, draw: int) -> tuple[int, int]:
         first = -(-((draw + 1) * whole - near) * slots // (counts[source] * whole)) - 1
@@ -58,54 +72,83 @@ def _block_order(counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], npt.ND
     return sources, ranks
 
 
+class _Pairs:
+    """A Huffman tree over the sources: node k < K is source k, any later one a pair of earlier nodes."""
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        self.sources = len(weights)
+        self.weights = list(weights)
+        self.children: dict[int, tuple[int, int]] = {}
+        queue = [(weight, number) for number, weight in enumerate(weights) if weight]
+        heapq.heapify(queue)
+        while len(queue) > 1:
+            (low, second), (high, first) = heapq.heappop(queue), heapq.heappop(queue)
+            self.children[len(self.weights)] = (first, second)
+            heapq.heappush(queue, (low + high, len(self.weights)))
+            self.weights.append(low + high)
+        self.root = queue[0][1]
+
+    def first_share(self, node: int, draws: Any) -> Any:
+        """How many of the first `draws` (integers or an array of them) of a pair go to the first of it."""
+        total = self.weights[node]
+        return (2 * draws * self.weights[self.children[node][0]] + total) // (2 * total)
+
+    def locate(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        sources, ranks = np.empty_like(positions), np.empty_like(positions)
+        # Python's integers: a product of a weight and a position need not fit into 64 bits.
+        to_do: list[tuple[int, Any, Any]] = [(self.root, np.arange(len(positions)), positions.astype(object))]
+        while to_do:
+            node, where, draws = to_do.pop()
+            if node < self.sources:
+                sources[where], ranks[where] = node, draws
+            elif len(where):
+                first, second = self.children[node]
+                before = self.first_share(node, draws)
+                taken = (self.first_share(node, draws + 1) > before).astype(bool)
+                to_do.append((first, where[taken], before[taken]))
+                to_do.append((second, where[~taken], (draws - before)[~taken]))
+        return sources, ranks
+
+    def counts(self, position: int) -> list[int]:
+        found = [0] * self.sources
+        to_do = [(self.root, position)]
+        while to_do:
+            node, draws = to_do.pop()
+            if node < self.sources:
+                found[node] = draws
+            else:
+                first, second = self.children[node]
+                share = self.first_share(node, draws)
+                to_do += [(first, share), (second, draws - share)]
+        return found
+
+
 class Pattern:
     """The order of draws for given weights: a pure function of the position, with nothing stored per sample."""
 
     def __init__(self, weights: Sequence[float | Fraction]) -> None:
         """Take weights as the decimals they are written as; they need not add up to 1, at least one is positive."""
-        exact = [weight if isinstance(weight, Fraction) else Fraction(repr(weight)) for weight in weights]
-        scale = math.lcm(*(weight.denominator for weight in exact))
-        whole = [int(weight * scale) for weight in exact]
-        common = math.gcd(*whole)
-        self._weights = [weight // common for weight in whole]
-        self._total = sum(self._weights)
-        self._period = min(self._total, LONGEST_PERIOD)
-
-    def _before_block(self, block: int) -> list[int]:
-        # Rounding the running sums, rather than each share, makes the counts add up.
-        if self._period == self._total:
-            return [block * weight for weight in self._weights]
-        slots, cumulative, before = block * self._period, 0, [0]
-        for weight in self._weights:
-            cumulative += weight
-            before.append((2 * slots * cumulative + self._total) // (2 * self._total))
-        return [high - low for low, high in itertools.pairwise(before)]
-
-    def _block(self, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]:
-        before, after = self._before_block(block), self._before_block(block + 1)
-        counts = tuple(high - low for low, high in zip(before, after, strict=True))
-        return *_block_order(counts), before
+        self._weights = whole_weights(weights)
+        self._period = sum(self._weights)
+        self._pairs: _Pairs | None = None
+        if sum(weight > 0 for weight in self._weights) < 3 or self._period > LONGEST_PERIOD:
+            self._pairs = _Pairs(self._weights)
 
     def locate(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the source of each position (>= 0) and how many earlier positions have the same source."""
         positions = np.asarray(positions, dtype=np.int64)
-        blocks, slots = positions // self._period, positions % self._period
-        sources, ranks = np.empty_like(slots), np.empty_like(slots)
-        if self._period == self._total:
-            # All blocks are alike: one look-up serves any positions.
-            order, rank, _ = self._block(0)
-            sources = order[slots]
-            ranks = rank[slots] + blocks * np.array(self._weights, dtype=np.int64)[sources]
-            return sources, ranks
-        for block in np.unique(blocks):
-            chosen = blocks == block
-            order, rank, before = self._block(int(block))
-            sources[chosen] = order[slots[chosen]]
-            ranks[chosen] = rank[slots[chosen]] + np.array(before, dtype=np.int64)[sources[chosen]]
-        return sources, ranks
+        if self._pairs is not None:
+            return self._pairs.locate(positions)
+        periods, slots = positions // self._period, positions % self._period
+        order, rank = _period_order(tuple(self._weights))
+        sources = order[slots]
+        return sources, rank[slots] + periods * np.array(self._weights, dtype=np.int64)[sources]
 
     def counts(self, position: int) -> npt.NDArray[np.int64]:
         """Return how many of the first `position` samples come from each source, shape (sources,)."""
-        block, slot = divmod(position, self._period)
-        order, _, before = self._block(block)
-        return np.array(before, dtype=np.int64) + np.bincount(order[:slot], minlength=len(self._weights))
+        if self._pairs is not None:
+            return np.array(self._pairs.counts(position), dtype=np.int64)
+        periods, slot = divmod(position, self._period)
+        order, _ = _period_order(tuple(self._weights))
+        before = periods * np.array(self._weights, dtype=np.int64)
+        return before + np.bincount(order[:slot], minlength=len(self._weights))

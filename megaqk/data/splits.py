@@ -8,6 +8,7 @@ from megaqk.config.data import DataConfig, SourceConfig, StageConfig
 from megaqk.data.blend import BlendStream, Stage
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import is_described
+from megaqk.data.pattern import whole_weights
 from megaqk.data.prepare import PreparedData
 from megaqk.data.stream import PackedStream, SampleStream, samples_in
 from megaqk.errors import UserError
@@ -90,7 +91,7 @@ def open_splits(
         )
         for prefix, source in zip(prepared.corpora, config.sources, strict=True)
     ]
-    stages = _stages(config.sources, config.stages, sequence_length, global_batch_size)
+    stages = resolve_stages(config.sources, config.stages, sequence_length, global_batch_size)
     for number, source in enumerate(config.sources):
         if by_source[number][0] is None and any(stage.weights[number] for stage in stages):
             raise UserError(f"data.sources: {source.label} has a weight, but its split leaves nothing for training")
@@ -139,12 +140,17 @@ def _open_parts(
     return parts
 
 
-def _stages(
+def resolve_stages(
     sources: Sequence[SourceConfig],
     configured: Sequence[StageConfig],
     sequence_length: int,
     global_batch_size: int | None,
 ) -> list[Stage]:
+    """Return the stages of a blend with their starts in samples; the first is the sources' own weights.
+
+    Raises:
+        UserError: The starts do not increase.
+    """
     stages = [Stage(0, tuple(source.weight for source in sources))]
     for number, stage in enumerate(configured):
         if stage.start_tokens is not None:
@@ -166,7 +172,10 @@ def _held_out(streams: Sequence[PackedStream | None], weights: Sequence[float]) 
     kept = [(stream, weight) for stream, weight in zip(streams, weights, strict=True) if stream is not None and weight]
     if not kept:
         return None
-    total = sum(weight for _, weight in kept)
-    num_samples = int(min(stream.num_samples * total / weight for stream, weight in kept))
+    # In integers: a quotient of extreme weights is no float.
+    whole = whole_weights([weight for _, weight in kept])
+    num_samples = min(
+        stream.num_samples * sum(whole) // weight for (stream, _), weight in zip(kept, whole, strict=True)
+    )
     stage = Stage(0, tuple(weight for _, weight in kept))
     return BlendStream([stream for stream, _ in kept], [stage], num_samples=max(num_samples, 1))

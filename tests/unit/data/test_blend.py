@@ -85,6 +85,20 @@ def test_held_out_parts_repeat_no_source(prepared: PreparedData) -> None:
     assert sources.count(0) == pytest.approx(len(samples) / 2, abs=1)
 
 
+def test_extreme_weights_do_not_overflow(prepared: PreparedData) -> None:
+    weights = {"a": 1e308, "b": 1e308, "c": 1e-308}
+    sources = [{"corpus": name, "weight": weight} for name, weight in weights.items()]
+    splits = open_splits(
+        prepared,
+        DataConfig(sources=sources, tokenizer="unused", split=[0.5, 0.5, 0]),
+        sequence_length=LENGTH,
+        seed=3,
+    )
+    assert sorted(sources_of(splits.train.read(np.arange(10)))) == [0] * 5 + [1] * 5
+    assert splits.valid is not None
+    assert splits.valid.num_samples == 100
+
+
 def test_impossible_blends_are_refused(prepared: PreparedData) -> None:
     for keys, message in (
         ({"stages": [{"start_step": 1, "weights": {"z": 1}}]}, "no source is called z, the names are a, b, c"),

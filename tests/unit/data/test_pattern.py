@@ -34,14 +34,57 @@ def test_any_window_of_two_sources_is_within_one_sample(weights: list[int]) -> N
     assert off.max() - off.min() <= sum(weights)
 
 
+def any_window(weights: list[float], begin: int, end: int) -> Fraction:
+    """How far the worst source is from its share in the worst window inside [begin, end), exactly."""
+    scale = 10**10
+    whole = [int(Fraction(repr(weight)) * scale) for weight in weights]
+    sources, _ = Pattern(weights).locate(np.arange(begin, end))
+    worst = Fraction(0)
+    for source, weight in enumerate(whole):
+        drawn = np.concatenate([[0], np.cumsum(sources == source)])
+        off = drawn * sum(whole) - np.arange(end - begin + 1) * weight
+        worst = max(worst, Fraction(int(off.max() - off.min()), sum(whole)))
+    return worst
+
+
+@pytest.mark.parametrize("begin", [0, 262_136, 10**12 + 7])
+@pytest.mark.parametrize("weights", [[0.3123457, 0.6876543], [0.1234567891, 0.9], [1e-9, 0.7], [0.5, 0.0, 0.2000001]])
+def test_any_window_of_two_sources_is_within_one_sample_whatever_the_weights(weights: list[float], begin: int) -> None:
+    assert any_window(weights, begin, begin + 20_000) < 1
+
+
+@pytest.mark.parametrize("begin", [0, 3 * LONGEST_PERIOD - 9_000, 10**12 + 7])
+@pytest.mark.parametrize(
+    ("weights", "bound"),
+    [
+        ([0.123456789, 0.987654321, 0.005551212], 2),
+        ([0.333333333, 0.333333334, 0.333333333], 2),
+        ([0.7000001, 0.25, 0.05, 0.0], 2),
+        ([0.1234567, 0.2345671, 0.3456712, 0.2963051], 2.5),
+        ([1.0000001, 1, 2, 3, 5, 8, 13, 21, 34], 3.36),
+        ([0.1000001 + index / 1000 for index in range(17)], 3.36),
+    ],
+)
+def test_any_window_of_more_sources_is_within_its_bound(weights: list[float], bound: float, begin: int) -> None:
+    assert any_window(weights, begin, begin + 20_000) < bound
+
+
+@pytest.mark.parametrize("weights", [[1e308, 1e-308], [1e308, 1e308, 1e-308], [5e-324, 1.7e308, 1.0]])
+def test_extreme_weights_are_weights(weights: list[float]) -> None:
+    sources, ranks = Pattern(weights).locate(np.arange(10**15, 10**15 + 50))
+    assert 1e-308 not in [weights[source] for source in sources]
+    assert ranks.max() < 10**15 + 50
+    assert Pattern(weights).counts(10**15).sum() == 10**15
+
+
 def test_weights_without_a_small_denominator_do_not_drift() -> None:
     weights = [123_456_789, 987_654_321, 5_551_212]
-    assert np.abs(deviations(weights, 4 * LONGEST_PERIOD + 77)).max() < 2 * sum(weights)
+    assert np.abs(deviations(weights, 4 * LONGEST_PERIOD + 77)).max() < sum(weights)
     far = 10**12
     counts = Pattern(weights).counts(far)
     assert int(counts.sum()) == far
     for count, weight in zip(counts, weights, strict=True):
-        assert abs(int(count) - Fraction(weight, sum(weights)) * far) < 2
+        assert abs(int(count) - Fraction(weight, sum(weights)) * far) < 1
 
 
 def test_decimals_mean_what_they_say() -> None:
@@ -53,7 +96,7 @@ def test_decimals_mean_what_they_say() -> None:
         assert np.array_equal(got[1], exact[1])
 
 
-@pytest.mark.parametrize("weights", [[7, 2, 1], [123_456_789, 987_654_321]])
+@pytest.mark.parametrize("weights", [[7, 2, 1], [7, 3], [9], [123_456_789, 987_654_321], [11, 10**9, 0, 10**8 + 1, 77]])
 def test_counts_agree_with_the_order(weights: list[int]) -> None:
     pattern = Pattern(weights)
     for prefix in (0, 1, 9, 70_000):
