@@ -41,3 +41,20 @@ def block_checksum(path: Path, *, comm: Comm | None = None, threads: int = 1) ->
             digests = dict(zip(mine, pool.map(lambda block: _block_digest(stream.fileno(), block), mine), strict=True))
     everyones = {block: digest for part in comm.allgather(digests) for block, digest in part.items()}
     return hashlib.sha256(b"".join(everyones[block] for block in range(blocks))).hexdigest()
+
+
+def sampled_checksum(path: Path, *, at_most: int = 64 << 20) -> str:
+    """Return the SHA-256 of a file's size and of its contents, or of about `at_most` bytes of them spread evenly.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    with os_errors_named(path), path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        digest = hashlib.sha256(f"{size} ".encode())
+        reads = -(-min(size, at_most) // _READ)
+        for number in range(reads):
+            # The first and the last read are the two ends of the file.
+            at = number * (size - _READ) // (reads - 1) if size > at_most and reads > 1 else number * _READ
+            digest.update(os.pread(stream.fileno(), _READ, at))
+    return digest.hexdigest()
