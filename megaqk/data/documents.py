@@ -22,6 +22,8 @@ def _parse(line: bytes, text_field: str) -> tuple[str | None, str | None]:
     if text_field not in record:
         return None, f"no field {text_field}"
     text = record[text_field]
+    if text is None:
+        return None, f"field {text_field} is null"
     return (text, None) if isinstance(text, str) else (None, f"field {text_field} is not a string")
 
 
@@ -54,7 +56,7 @@ def texts_of(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str
                 continue
             text, wrong = _parse(document, text_field)
         else:
-            text, wrong = (document, None) if document is not None else (None, f"no field {text_field}")
+            text, wrong = (document, None) if document is not None else (None, f"field {text_field} is null")
         if text is not None and not _encodable(text):
             text, wrong = None, "invalid UTF-8"
         if wrong is not None:

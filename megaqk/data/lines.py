@@ -18,6 +18,7 @@ _READ = 1 << 20
 # Four compressed bytes can stand for 128 KiB, so a whole block might take all memory at once.
 _ZSTD_FEED = 1 << 10
 _LONGEST_LINE = 1 << 30
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
@@ -73,6 +74,19 @@ def _blocks(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the contents of a plain or compressed file in blocks of bounded size.
+
+    Raises:
+        UserError: The file cannot be read or its compressed data is damaged.
+    """
+    with os_errors_named(path), path.open("rb") as stream:
+        try:
+            yield from _blocks(path, stream)
+        except _DAMAGE as error:
+            raise UserError(f"{path}: damaged: {error}") from error
+
+
 def line_chunks(path: Path, chunk_bytes: int) -> Iterator[Chunk]:
     """Cut a file into chunks that end with the first line end at or after `chunk_bytes` uncompressed bytes.
 
@@ -99,7 +113,7 @@ def line_chunks(path: Path, chunk_bytes: int) -> Iterator[Chunk]:
                     start = end
                 held = [data[start:]]
                 size = len(held[0])
-        except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        except _DAMAGE as error:
             raise UserError(f"{path}: damaged: {error}") from error
     if data := b"".join(held):
         yield Chunk(str(path), first, _unmarked(data, first), None, 1.0)

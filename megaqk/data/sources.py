@@ -1,19 +1,23 @@
 """What can be prepared: files, saved datasets and datasets of the hub, as streams of chunks of documents.
 
 Line-delimited JSON is read by `lines`, so that a malformed line can be named or skipped and an interrupted preparation
-can pass over what it has done without parsing it. Everything else goes through the `datasets` library.
+can pass over what it has done without parsing it; plain text by `plain_text`. Everything else goes through the
+`datasets` library.
 """
 
 import glob
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megaqk.data.lines import COMPRESSIONS, Chunk, line_chunks
+from megaqk.data.files import os_errors_named
+from megaqk.data.lines import COMPRESSIONS, Chunk, line_chunks, read_blocks
+from megaqk.data.plain_text import TextUnit, text_documents
 from megaqk.errors import UserError
 
-TextUnit = Literal["document", "paragraph", "line"]
 # Small enough that a rank can hold one chunk of each of its inputs and that all cores end together, large enough to
 # hide the cost of handing it on. The order of documents from several inputs depends on it.
 CHUNK_BYTES = 1 << 20
@@ -28,7 +32,7 @@ class Source:
 
     Attributes:
         name: The path or the name.
-        builder: "lines", "saved", "hub" or the `datasets` builder of a file.
+        builder: "lines", "text", "saved", "hub" or the `datasets` builder of a file.
         text_field: The field that holds the text.
         text_unit: What one document of a plain text file is.
         dataset_split: The split of a saved or hub dataset.
@@ -52,6 +56,8 @@ class Source:
             described["text_unit"] = self.text_unit
         if self.builder in ("saved", "hub"):
             described |= {"split": self.dataset_split, "configuration": self.configuration}
+        if self.builder == "saved":
+            described["files"] = _listing_of(path)
         return described
 
     def chunks(self) -> Iterator[Chunk]:
@@ -60,7 +66,11 @@ class Source:
         Raises:
             UserError: The input cannot be read or has no such field.
         """
-        return line_chunks(Path(self.name), CHUNK_BYTES) if self.builder == "lines" else self._dataset_chunks()
+        if self.builder == "lines":
+            return line_chunks(Path(self.name), CHUNK_BYTES)
+        return self._chunked(
+            text_documents(Path(self.name), self.text_unit) if self.builder == "text" else self._dataset_texts()
+        )
 
     def _dataset(self) -> Any:
         import datasets  # takes seconds to import, and a prepared corpus needs it no more
@@ -74,31 +84,78 @@ class Source:
             return saved.to_iterable_dataset()
         if self.builder == "hub":
             return datasets.load_dataset(self.name, self.configuration, split=self.dataset_split, streaming=True)
-        options = {"sample_by": self.text_unit} if self.builder == "text" else {}
-        return datasets.load_dataset(self.builder, data_files=self.name, split="train", streaming=True, **options)
+        return datasets.load_dataset(self.builder, data_files=glob.escape(self.name), split="train", streaming=True)
 
-    def _dataset_chunks(self) -> Iterator[Chunk]:
+    def _chunked(self, texts: Iterable[str | None]) -> Iterator[Chunk]:
         first, held, size = 1, list[str | None](), 0
+        for text in texts:
+            held.append(text)
+            size += len(text or "")
+            if size >= CHUNK_BYTES:
+                yield Chunk(self.name, first, None, tuple(held), 0.0)
+                first, held, size = first + len(held), [], 0
+        if held:
+            yield Chunk(self.name, first, None, tuple(held), 1.0)
+
+    def _dataset_texts(self) -> Iterator[str | None]:
         try:
+            if self._without_rows():
+                return
             for table in self._dataset().with_format("arrow").iter(batch_size=_ROWS):
                 if self.text_field not in table.column_names:
                     raise UserError(f"{self.name}: no field {self.text_field}, it has {', '.join(table.column_names)}")
-                for text in table.column(self.text_field).to_pylist():
+                for text in _values(table.column(self.text_field)):
                     if text is not None and not isinstance(text, str):
                         raise UserError(f"{self.name}: field {self.text_field} holds {type(text).__name__}, not text")
-                    held.append(text)
-                    size += len(text or "")
-                    if size >= CHUNK_BYTES:
-                        yield Chunk(self.name, first, None, tuple(held), 0.0)
-                        first, held, size = first + len(held), [], 0
+                    yield text
         except UserError:
             raise
         except Exception as error:
             # Whatever a format's reader raises, the file (or the missing network) is what the user can mend.
             cause = str(error.__cause__ or error) or type(error).__name__
             raise UserError(f"{self.name}: {cause.splitlines()[0]}") from error
-        if held:
-            yield Chunk(self.name, first, None, tuple(held), 1.0)
+
+    def _without_rows(self) -> bool:
+        # The library's readers fail, each in its way, on files that hold nothing.
+        if self.builder in ("json", "csv"):
+            return not any(block.strip() for block in read_blocks(Path(self.name)))
+        if self.builder == "parquet":
+            import pyarrow.parquet
+
+            return int(pyarrow.parquet.read_metadata(self.name).num_rows) == 0
+        return False
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        # Surrogates stand for what is no UTF-8, as in `plain_text`: it is a matter of single documents.
+        rows = column.cast("large_binary").to_pylist()
+        return [None if row is None else row.decode("utf-8", "surrogateescape") for row in rows]
+
+
+def _listing_of(directory: Path) -> str:
+    # A dataset saved again has the same name; its fingerprint is in state.json, which is small.
+    listing = []
+    for path in sorted(path for path in directory.rglob("*") if path.suffix in (".arrow", ".json")):
+        with os_errors_named(path):
+            contents = path.read_text("utf-8", "replace") if path.name == "state.json" else ""
+            listing.append((str(path.relative_to(directory)), *_size_and_time(path), contents))
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _holds_json_lines(path: Path) -> bool:
+    # An array starts otherwise, and the first line of an object that is spread over lines ends in the middle of it.
+    for block in read_blocks(path):
+        if start := block.removeprefix(b"\xef\xbb\xbf").strip():
+            return start[:1] == b"{" and start.split(b"\n")[0].strip()[-1:] not in (b"{", b"[", b",", b":")
+    return False
 
 
 def _file_builder(path: Path) -> str:
@@ -109,6 +166,8 @@ def _file_builder(path: Path) -> str:
     if suffix not in _BUILDERS:
         known = ", ".join((*_LINE_FORMATS, *_BUILDERS))
         raise UserError(f"{path}: must end in {known} (and {', '.join(COMPRESSIONS)} where compressed)")
+    if suffix == ".json" and _holds_json_lines(path):
+        return "lines"
     return _BUILDERS[suffix]
 
 
@@ -142,7 +201,8 @@ def find_sources(
         if any((Path(pattern) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
             found.append((pattern, "saved"))
             continue
-        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+        # A name with brackets is a file before it is a pattern. Path.glob refuses absolute patterns.
+        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         paths = [path for path in map(Path, names) if path.is_file()]
         if not paths:
             raise UserError(

@@ -12,7 +12,7 @@ BAD = {
     b'["text"]': "not a JSON object",
     b'{"body": "b"}': "no field text",
     b'{"text": 3}': "field text is not a string",
-    b'{"text": null}': "field text is not a string",
+    b'{"text": null}': "field text is null",
     b'{"text": "\xff"}': "invalid UTF-8",
     b'{"text": "\\ud800"}': "invalid UTF-8",
 }
@@ -43,7 +43,8 @@ def test_bad_lines_can_be_skipped_and_counted() -> None:
         "malformed JSON": 2,
         "not a JSON object": 1,
         "no field text": 1,
-        "field text is not a string": 2,
+        "field text is not a string": 1,
+        "field text is null": 1,
         "invalid UTF-8": 2,
     }
 
@@ -53,5 +54,5 @@ def test_empty_documents_are_counted_never_refused() -> None:
 
 
 def test_rows_are_numbered() -> None:
-    with pytest.raises(UserError, match="d, row 8: no field text"):
+    with pytest.raises(UserError, match="d, row 8: field text is null"):
         texts_of(Chunk("d", 7, None, ("a", None), 1.0), "text", skip_bad=False)

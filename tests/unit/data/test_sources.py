@@ -1,7 +1,11 @@
+import gzip
 import json
+import shutil
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megaqk.data.lanes import iterate_texts
@@ -87,3 +91,80 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             list(iterate_texts(find_sources([str(tmp_path / pattern)], key="input", text_field=field)))
         assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_saved_again_is_another(tmp_path: Path) -> None:
+    path = write(tmp_path, "saved_dict")
+    before = find_sources([str(path)], key="input")[0].state()
+    assert find_sources([str(path)], key="input")[0].state() == before
+    shutil.rmtree(path)
+    table = datasets.Dataset.from_dict({"text": TEXTS[::-1], "n": list(range(50))})
+    datasets.DatasetDict({"train": table, "other": table.select(range(3))}).save_to_disk(str(path))
+    assert find_sources([str(path)], key="input")[0].state() != before
+
+
+def bad_parquet(path: Path) -> None:
+    """Write rows of which the second is no UTF-8, which Arrow does not check."""
+    rows = pyarrow.array([b"good", b"a\xff", b"fine"])
+    strings = pyarrow.Array.from_buffers(pyarrow.string(), 3, rows.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": strings}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "where"),
+    [
+        ("t.txt", b"good\n\na\xff\n\nfine", "t.txt, row 2: invalid UTF-8"),
+        ("t.json", b'{"text": "good"}\n{"text": "a\xff"}\n{"text": "fine"}', "t.json, line 2: invalid UTF-8"),
+        ("t.json", b'{"text": "good"}\n{"text": "a\n{"text": "fine"}', "t.json, line 2: malformed JSON"),
+        ("t.parquet", None, "t.parquet, row 2: invalid UTF-8"),
+    ],
+)
+def test_bad_documents_are_named_or_skipped_in_every_format(
+    tmp_path: Path, name: str, contents: bytes | None, where: str
+) -> None:
+    path = tmp_path / name
+    if contents is None:
+        bad_parquet(path)
+    else:
+        path.write_bytes(contents)
+    found = find_sources([str(path)], key="input", text_unit="paragraph")
+    with pytest.raises(UserError, match=where):
+        list(iterate_texts(found))
+    assert list(iterate_texts(found, skip_bad=True)) == ["good", "fine"]
+
+
+@pytest.mark.parametrize("name", ["e.json", "e.csv", "e.txt", "e.jsonl", "e.parquet"])
+def test_empty_files_have_no_documents(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    if name == "e.parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / name)
+    assert list(iterate_texts(find_sources([str(tmp_path / name)], key="input"))) == []
+
+
+def test_json_that_is_one_object_or_an_array_is_no_lines(tmp_path: Path) -> None:
+    for name, contents in (("a", '{\n "text": "one"\n}\n'), ("b", '[{"text": "one"}]')):
+        (tmp_path / f"{name}.json").write_text(contents)
+        assert list(iterate_texts(find_sources([str(tmp_path / f"{name}.json")], key="input"))) == ["one"]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".csv"])
+def test_names_with_brackets_are_files(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind).rename(tmp_path / f"a[1]{kind}")
+    assert list(iterate_texts(find_sources([str(path)], key="input"))) == TEXTS
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
+@pytest.mark.parametrize("unit", ["document", "paragraph", "line"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_plain_text_is_split_alike_whatever_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, unit: str, suffix: str
+) -> None:
+    text = "\u00e9 a\r\nb\n\n\nc\n\n\n\n\u2028d\re"
+    raw = b"\xef\xbb\xbf" + text.encode()
+    path = tmp_path / f"t.txt{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    monkeypatch.setattr("megaqk.data.lines._READ", block)
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")
+    separator = {"document": None, "paragraph": "\n\n", "line": "\n"}[unit]
+    expected = [part for part in (plain.split(separator) if separator else [plain]) if part]
+    assert list(iterate_texts(find_sources([str(path)], key="input", text_unit=unit))) == expected
