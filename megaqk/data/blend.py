@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,6 +72,8 @@ class BlendStream:
             samples[chosen] = self._streams[source].read(inner[chosen])
         return samples
 
-    def token_blocks(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
-        """Yield the tokens of one epoch of each source, in blocks of bounded size."""
-        return chain.from_iterable(stream.token_blocks() for stream in self._streams)
+    def token_blocks(self, *, at_most: int | None = None) -> Iterator[npt.NDArray[np.integer[Any]]]:
+        """Yield the tokens of one epoch of each source, in blocks of bounded size, or about `at_most` of them."""
+        for stream in self._streams:
+            share = None if at_most is None else at_most * stream.num_tokens // self.num_tokens
+            yield from stream.token_blocks(at_most=share)

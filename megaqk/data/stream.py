@@ -12,6 +12,7 @@ from megaqk.data.permutation import Permutation
 from megaqk.errors import UserError
 
 _COUNT_BLOCK = 1 << 22
+_SAMPLED_BLOCKS = 1000
 
 
 class SampleStream(Protocol):
@@ -30,8 +31,8 @@ class SampleStream(Protocol):
     def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the samples at global positions (>= 0), shape (len(positions), sequence_length + 1)."""
 
-    def token_blocks(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
-        """Yield the tokens of one epoch in blocks of bounded size, in file order."""
+    def token_blocks(self, *, at_most: int | None = None) -> Iterator[npt.NDArray[np.integer[Any]]]:
+        """Yield the tokens of one epoch in blocks of bounded size, or about `at_most` of them spread evenly over it."""
 
 
 class PackedStream:
@@ -89,10 +90,14 @@ class PackedStream:
             raise UserError(f"{self._name}: holds a token outside the vocabulary, [0, {self._vocab_size})")
         return samples
 
-    def token_blocks(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
-        """Yield the tokens of one epoch in blocks of bounded size, in file order."""
-        for begin in range(0, self.num_tokens, _COUNT_BLOCK):
-            yield self._tokens[begin : begin + _COUNT_BLOCK]
+    def token_blocks(self, *, at_most: int | None = None) -> Iterator[npt.NDArray[np.integer[Any]]]:
+        """Yield the tokens of one epoch in blocks of bounded size, or about `at_most` of them spread evenly over it."""
+        stride = size = _COUNT_BLOCK
+        if at_most is not None and at_most < self.num_tokens:
+            stride = -(-self.num_tokens // _SAMPLED_BLOCKS)
+            size = max(at_most // _SAMPLED_BLOCKS, 1)
+        for begin in range(0, self.num_tokens, stride):
+            yield self._tokens[begin : begin + size]
 
 
 @functools.lru_cache(maxsize=64)

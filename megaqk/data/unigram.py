@@ -6,12 +6,23 @@ import numpy as np
 import numpy.typing as npt
 
 from megaqk.data.stream import SampleStream
+from megaqk.errors import UserError
+
+# A second of counting. So many tell the frequencies of a vocabulary well; all of a large corpus would take hours.
+_TOKENS_COUNTED = 10**8
 
 
 def token_counts(stream: SampleStream, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Count each id in one epoch of a stream, shape (vocab_size,)."""
+    """Count each id in one epoch of a stream, or in a sample spread evenly over a large one, shape (vocab_size,).
+
+    Raises:
+        UserError: A token is outside the vocabulary.
+    """
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for block in stream.token_blocks():
+    for block in stream.token_blocks(at_most=_TOKENS_COUNTED):
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or high >= vocab_size:
+            raise UserError(f"data: token {low if low < 0 else high} is outside the vocabulary, [0, {vocab_size})")
         counts += np.bincount(block, minlength=vocab_size)
     return counts
 
@@ -19,7 +30,11 @@ def token_counts(stream: SampleStream, vocab_size: int) -> npt.NDArray[np.int64]
 def unigram_perplexity(train: SampleStream, valid: SampleStream, vocab_size: int) -> float:
     """Perplexity on `valid` of the add-one-smoothed unigram model of `train`.
 
-    It is exp of the mean of -log((count(token) + 1) / (training tokens + vocab_size)) over the validation tokens.
+    It is exp of the mean of -log((count(token) + 1) / (training tokens + vocab_size)) over the validation tokens, of
+    parts above 10^8 tokens over a sample.
+
+    Raises:
+        UserError: A token is outside the vocabulary.
     """
     seen = token_counts(train, vocab_size)
     asked = token_counts(valid, vocab_size)
