@@ -9,14 +9,14 @@ from pathlib import Path
 
 from megaqk.config.data import DataConfig
 from megaqk.data.build import build_corpus
-from megaqk.data.checksum import block_checksum
+from megaqk.data.checksum import block_checksum, sampled_checksum
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe, available_cores
 from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, written_whole
-from megaqk.data.indexed import IndexedCorpus, index_path
+from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.data.inspection import check_tokens
 from megaqk.data.lanes import iterate_texts
-from megaqk.data.manifest import FORMAT, manifest_path, read_manifest, sizes_match
+from megaqk.data.manifest import FORMAT, Manifest, manifest_path, read_manifest, sizes_match
 from megaqk.data.sources import Source, find_sources
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
@@ -24,8 +24,10 @@ from megaqk.errors import UserError
 
 BUILTIN = "builtin"
 _SMALL_BYTES = 32 << 20
-# Read in a second; of larger corpora of unknown origin so many tokens are looked at, spread over the whole.
-_TOKENS_CHECKED = 1 << 28
+# Every rank looks at so many tokens of a given corpus, spread over the whole: all of a small one, a tenth of a second.
+_TOKENS_CHECKED = 10**7
+# A prepared file up to this size is held against its checksum at each start; of larger ones a sample is.
+_WHOLE_BYTES = 256 << 20
 # More text makes the trainer slower, not its vocabulary better.
 _SAMPLE_LINES = 2_000_000
 
@@ -98,13 +100,23 @@ def _find(directory: Path) -> PreparedData | None:
         return None
     if manifest is None or not sizes_match(prefix, manifest):
         return None
-    tokenizer, index = directory / manifest.tokenizer, index_path(prefix)
-    # What is read at a glance is checked in full, the tokens by their size: see `data inspect --verify`.
+    tokenizer = directory / manifest.tokenizer
     if not tokenizer.is_file() or sha256_of(tokenizer) != manifest.tokenizer_sha256:
         return None
-    if index.stat().st_size < _SMALL_BYTES and block_checksum(index) != manifest.index.checksum:
-        return None
+    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
+        if contents.size <= _WHOLE_BYTES:
+            good = block_checksum(path, threads=4) == contents.checksum
+        else:
+            # It is written last, so it may be missing; `data inspect --verify` reads all.
+            sample = _sample_path(path)
+            good = not sample.exists() or sample.read_text() == sampled_checksum(path)
+        if not good:
+            return None
     return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id)
+
+
+def _sample_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sample")
 
 
 def _make(config: DataConfig, sources: list[Source], directory: Path) -> PreparedData:
@@ -141,6 +153,10 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
         workers=1 if small else available_cores(),
         overwrite=True,
     )
+    for path in (data_path(directory / "corpus"), index_path(directory / "corpus")):
+        if path.stat().st_size > _WHOLE_BYTES:
+            with written_whole(_sample_path(path)) as beside:
+                beside.write_text(sampled_checksum(path))
     made = _find(directory)
     assert made is not None, f"{directory / 'corpus'} was just written"
     return made
@@ -148,20 +164,37 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
 
 def _given(prefixes: tuple[Path, ...], tokenizer_path: str | None) -> PreparedData:
     manifests = [read_manifest(prefix) for prefix in prefixes]
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        if manifest is not None:
+            _check_sizes(prefix, manifest)
     if tokenizer_path is None:
         manifest = manifests[0]
         if manifest is None:
             raise UserError(f"data.tokenizer = null: must be given: {prefixes[0]} has no manifest that describes one")
-        return PreparedData(None, prefixes, manifest.vocab_size, manifest.eod_id)
-    tokenizer = load_tokenizer(tokenizer_path)
-    checksum = sha256_of(tokenizer.path)
+        prepared = PreparedData(None, prefixes, manifest.vocab_size, manifest.eod_id)
+    else:
+        tokenizer = load_tokenizer(tokenizer_path)
+        checksum = sha256_of(tokenizer.path)
+        for prefix, manifest in zip(prefixes, manifests, strict=True):
+            if manifest is not None and manifest.tokenizer_sha256 != checksum:
+                raise UserError(
+                    f"data.tokenizer = {tokenizer_path}: must be the {manifest.tokenizer} that made {prefix}, "
+                    "its checksum differs from the manifest's"
+                )
+        prepared = PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, tokenizer.eod_id)
+    # A manifest may be wrong and a file damaged since: better known now than at some step.
     for prefix, manifest in zip(prefixes, manifests, strict=True):
-        if manifest is None:
-            # Nothing says what made it; at least its tokens must be ids of this tokenizer.
-            check_tokens(IndexedCorpus(prefix), tokenizer.vocab_size, at_most=_TOKENS_CHECKED)
-        elif manifest.tokenizer_sha256 != checksum:
+        corpus = IndexedCorpus(prefix, trusted=manifest is not None)
+        check_tokens(corpus, prepared.vocab_size, at_most=_TOKENS_CHECKED)
+    return prepared
+
+
+def _check_sizes(prefix: Path, manifest: Manifest) -> None:
+    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
+        with os_errors_named(path):
+            size = path.stat().st_size
+        if size != contents.size:
             raise UserError(
-                f"data.tokenizer = {tokenizer_path}: must be the {manifest.tokenizer} that made {prefix}, "
-                "its checksum differs from the manifest's"
+                f"{path}: {size} bytes, {manifest_path(prefix).name} says {contents.size}: it was changed or damaged "
+                "after it was made; make it again, or remove the manifest of a corpus that has been replaced"
             )
-    return PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, tokenizer.eod_id)

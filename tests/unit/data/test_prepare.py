@@ -1,3 +1,4 @@
+import importlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -10,6 +11,9 @@ from megaqk.data import load_tokenizer, prepare
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
+
+# The package exports the function under the module's name.
+PREPARE = importlib.import_module("megaqk.data.prepare")
 
 TEXTS = [
     f"Document {i} says\n{'word ' * (i % 7)}{oct(i * i * 7919)} and {'abcdefghij'[i % 10] * (i % 9)} ends {i * i}."
@@ -55,11 +59,26 @@ def test_a_damaged_cache_is_made_again(text: Path) -> None:
     data.write_bytes(whole[:-2])
     assert prepare(make(text)) == prepared
     assert data.read_bytes() == whole
-    for name in ("corpus.manifest.json", "tokenizer.model", "corpus.idx"):
+    for name in ("corpus.manifest.json", "tokenizer.model", "corpus.idx", "corpus.bin"):
         path = prepared.corpora[0].with_name(name)
         good = path.read_bytes()
         # The same size, a byte changed.
         path.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
+        assert prepare(make(text)) == prepared
+        assert path.read_bytes() == good, name
+
+
+def test_a_damaged_large_cache_is_made_again(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if it were larger than what is read whole at each start.
+    monkeypatch.setattr(PREPARE, "_WHOLE_BYTES", 0)
+    prepared = prepare(make(text))
+    for name in ("corpus.idx", "corpus.bin"):
+        path = prepared.corpora[0].with_name(name)
+        written = path.stat().st_mtime_ns
+        assert prepare(make(text)) == prepared
+        assert path.stat().st_mtime_ns == written
+        good = path.read_bytes()
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
         assert prepare(make(text)) == prepared
         assert path.read_bytes() == good, name
 
@@ -107,6 +126,25 @@ def test_a_corpus_of_unknown_origin_must_fit_the_tokenizer(text: Path) -> None:
     write_corpus(text.parent / "foreign", np.dtype("<u2"), [np.array([1, 319, 320])])
     with pytest.raises(UserError, match=r"foreign.bin: token 320 at position 2 is outside the vocabulary, \[0, 320\)"):
         prepare(DataConfig(corpus=str(text.parent / "foreign"), tokenizer=str(prepared.tokenizer)))
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_corpus_that_is_not_as_its_manifest_says_is_refused(text: Path, with_tokenizer: bool) -> None:
+    prepared = prepare(make(text))
+    given = DataConfig(corpus=str(prepared.corpora[0]), tokenizer=str(prepared.tokenizer) if with_tokenizer else None)
+    data = prepared.corpora[0].with_name("corpus.bin")
+    whole = data.read_bytes()
+    data.write_bytes(whole[:20] + b"\xff\x7f" + whole[22:])
+    with pytest.raises(
+        UserError, match=r"corpus.bin: token 32767 at position 10 is outside the vocabulary, \[0, 320\)"
+    ):
+        prepare(given)
+    data.write_bytes(whole[:-2])
+    with pytest.raises(UserError, match=r"corpus.bin: \d+ bytes, corpus.manifest.json says \d+: it was changed or"):
+        prepare(given)
+    data.unlink()
+    with pytest.raises(UserError, match=r"corpus.bin: No such file"):
+        prepare(given)
 
 
 def test_sources_share_a_tokenizer(text: Path, tmp_path: Path) -> None:
