@@ -105,6 +105,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from megaqk.data.files import os_errors_named, written_whole
     from megaqk.data.tokenizer_training import train_sentencepiece
 
+    _at_least(1, max_bytes=arguments.max_bytes, vocab_size=arguments.vocab_size)
+    _at_least(0, sample_lines=arguments.sample_lines)
     if arguments.output.suffix != ".model":
         raise UserError(f"--output = {arguments.output}: must end in .model")
     model = train_sentencepiece(
@@ -127,6 +129,7 @@ def _inspect_tokenizer(arguments: argparse.Namespace) -> int:
     from megaqk.data.inspection import describe_tokenizer, fertility
     from megaqk.data.tokenizer import load_tokenizer
 
+    _at_least(0, pieces=arguments.pieces)
     tokenizer = load_tokenizer(arguments.tokenizer)
     _print_lines(describe_tokenizer(tokenizer, pieces=arguments.pieces))
     if arguments.input:
@@ -139,8 +142,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from megaqk.data.comm import find_comm
     from megaqk.data.encoding import Recipe, available_cores
 
-    if arguments.workers is not None and arguments.workers < 1:
-        raise UserError(f"--workers = {arguments.workers}: must be at least 1")
+    _at_least(1, workers=arguments.workers)
+    _check_prefix(arguments.output)
     comm = find_comm(mpi=arguments.mpi)
     try:
         manifest = build_corpus(
@@ -172,11 +175,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _inspect_corpus(arguments: argparse.Namespace) -> int:
     from megaqk.data.indexed import IndexedCorpus
-    from megaqk.data.inspection import describe_corpus, first_documents, verify_corpus
+    from megaqk.data.inspection import check_tokenizer, describe_corpus, first_documents, verify_corpus
     from megaqk.data.tokenizer import load_tokenizer
 
+    _at_least(0, documents=arguments.documents)
+    _check_prefix(arguments.prefix, "PREFIX")
     corpus = IndexedCorpus(arguments.prefix)
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    if tokenizer:
+        check_tokenizer(corpus, tokenizer)
     _print_lines(describe_corpus(corpus))
     if arguments.verify:
         _print_lines(verify_corpus(corpus, vocab_size=tokenizer.vocab_size if tokenizer else None))
@@ -189,6 +196,9 @@ def _merge(arguments: argparse.Namespace) -> int:
     from megaqk.data.assembling import merge
     from megaqk.data.indexed import IndexedCorpus
 
+    _check_prefix(arguments.output)
+    for prefix in arguments.prefix:
+        _check_prefix(prefix, "PREFIX")
     corpora = [IndexedCorpus(prefix) for prefix in arguments.prefix]
     merge(arguments.output, corpora, overwrite=arguments.overwrite)
     print(
@@ -203,6 +213,10 @@ def _split(arguments: argparse.Namespace) -> int:
     from megaqk.data.indexed import IndexedCorpus
 
     parts = dict(_named_fraction(part) for part in arguments.part)
+    _check_prefix(arguments.output)
+    _check_prefix(arguments.prefix, "PREFIX")
+    if len(parts) < len(arguments.part):
+        raise UserError(f"--part = {' '.join(arguments.part)}: each name must be given once")
     if not 0.999999 <= sum(parts.values()) <= 1.000001:
         raise UserError(f"--part = {' '.join(arguments.part)}: the fractions must add up to 1")
     prefixes = [arguments.output.with_name(f"{arguments.output.name}-{name}") for name in parts]
@@ -219,9 +233,21 @@ def _named_fraction(part: str) -> tuple[str, float]:
         value = float(fraction)
     except ValueError:
         value = -1.0
-    if not name or not 0 <= value <= 1:
-        raise UserError(f"--part = {part}: must be NAME=FRACTION with a fraction in [0, 1]")
+    if not name or "/" in name or not 0 <= value <= 1:
+        raise UserError(f"--part = {part}: must be NAME=FRACTION with a name without / and a fraction in [0, 1]")
     return name, value
+
+
+def _at_least(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} = {value}: must be at least {least}")
+
+
+def _check_prefix(prefix: Path, key: str = "--output") -> None:
+    # To pathlib "." is no name at all.
+    if prefix.name in ("", ".."):
+        raise UserError(f"{key} = {prefix}: must end in a name, of which PREFIX.bin and PREFIX.idx are made")
 
 
 def _print_lines(lines: list[str]) -> None:

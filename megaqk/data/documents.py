@@ -38,8 +38,23 @@ def _encodable(text: str) -> bool:
     return True
 
 
+def bad_document(chunk: Chunk, number: int, wrong: str) -> UserError:
+    """Return the error that stops the work at a document, of which the number is that of its line or row."""
+    unit = "line" if chunk.texts is None else "row"
+    return UserError(
+        f"{chunk.origin}, {unit} {number}: {wrong} "
+        "(--bad-documents skip, or data.bad_documents: skip, leaves such documents out and counts them)"
+    )
+
+
 def texts_of(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str], Counter[str]]:
-    """Return the texts of a chunk in order, and how many documents were left out by reason.
+    """Return the texts of a chunk in order, and how many documents were left out by reason; see `numbered_texts`."""
+    texts, _, skipped = numbered_texts(chunk, text_field, skip_bad=skip_bad)
+    return texts, skipped
+
+
+def numbered_texts(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str], list[int], Counter[str]]:
+    """Return the texts of a chunk in order, the line or row of each, and how many were left out by reason.
 
     Empty documents carry nothing to learn and are always left out and counted; blank lines are no documents.
 
@@ -47,8 +62,8 @@ def texts_of(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str
         UserError: A document is malformed and `skip_bad` is off; the message has the file and the line.
     """
     texts: list[str] = []
+    numbers: list[int] = []
     skipped: Counter[str] = Counter()
-    unit = "line" if chunk.texts is None else "row"
     documents = (chunk.lines or b"").split(b"\n") if chunk.texts is None else chunk.texts
     for number, document in enumerate(documents, start=chunk.first):
         if isinstance(document, bytes):
@@ -61,13 +76,11 @@ def texts_of(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str
             text, wrong = None, "invalid UTF-8"
         if wrong is not None:
             if not skip_bad:
-                raise UserError(
-                    f"{chunk.origin}, {unit} {number}: {wrong} "
-                    "(--bad-documents skip, or data.bad_documents: skip, leaves such documents out and counts them)"
-                )
+                raise bad_document(chunk, number, wrong)
             skipped[wrong] += 1
         elif text:
             texts.append(text)
+            numbers.append(number)
         else:
             skipped[EMPTY] += 1
-    return texts, skipped
+    return texts, numbers, skipped

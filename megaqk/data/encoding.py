@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.documents import texts_of
+from megaqk.data.documents import bad_document, numbered_texts
 from megaqk.data.indexed import token_dtype
 from megaqk.data.lines import Chunk
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.errors import UserError
 
 _Tag = TypeVar("_Tag")
+_HOLDS_END = "encodes to the end-of-document token"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,15 @@ def encode_chunk(chunk: Chunk, recipe: Recipe, tokenizer: Tokenizer) -> Encoded:
     Raises:
         UserError: A document is malformed and is not to be skipped.
     """
-    texts, skipped = texts_of(chunk, recipe.text_field, skip_bad=recipe.skip_bad)
+    texts, numbers, skipped = numbered_texts(chunk, recipe.text_field, skip_bad=recipe.skip_bad)
     encoded = tokenizer.encode_batch(texts)
+    # Some tokenizers spell the end of a document in text: to whoever reads the corpus it would be two documents.
+    holding = [at for at, ids in enumerate(encoded) if (ids == tokenizer.eod_id).any()]
+    if holding:
+        if not recipe.skip_bad:
+            raise bad_document(chunk, numbers[holding[0]], _HOLDS_END)
+        skipped[_HOLDS_END] += len(holding)
+        encoded = [ids for ids in encoded if tokenizer.eod_id not in ids]
     dtype = token_dtype(tokenizer.vocab_size)
     eod = np.array([tokenizer.eod_id], dtype=np.int32)
     pieces = list(chain.from_iterable((ids, eod) for ids in encoded))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megaqk.data.files import sha256_of
 from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.data.manifest import Manifest, measured, read_manifest
 from megaqk.data.tokenizer import Tokenizer
@@ -14,6 +15,22 @@ from megaqk.errors import UserError
 _BLOCK = 1 << 24
 _SAMPLED_BLOCKS = 1024
 _SHOWN_CHARACTERS = 300
+
+
+def check_tokenizer(corpus: IndexedCorpus, tokenizer: Tokenizer) -> None:
+    """Hold a tokenizer against the manifest, or where there is none its vocabulary against a sample of the tokens.
+
+    Raises:
+        UserError: The corpus was made with another.
+    """
+    manifest = read_manifest(corpus.prefix)
+    if manifest is None:
+        check_tokens(corpus, tokenizer.vocab_size, at_most=_BLOCK)
+    elif manifest.tokenizer_sha256 != sha256_of(tokenizer.path):
+        raise UserError(
+            f"--tokenizer = {tokenizer.path}: must be the {manifest.tokenizer} that made {corpus.prefix}, "
+            "its checksum differs from the manifest's"
+        )
 
 
 def describe_corpus(corpus: IndexedCorpus) -> list[str]:
@@ -92,7 +109,13 @@ def first_documents(corpus: IndexedCorpus, tokenizer: Tokenizer, count: int) -> 
     """Return the beginnings of the first documents, decoded, a line each."""
     shown = []
     for number in range(min(count, corpus.num_documents)):
-        text = tokenizer.decode(corpus.document(number)[:_SHOWN_CHARACTERS])
+        tokens = corpus.document(number)[:_SHOWN_CHARACTERS]
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < tokenizer.vocab_size:
+            raise UserError(
+                f"{data_path(corpus.prefix)}: document {number} has tokens outside the vocabulary of "
+                f"{tokenizer.path}, [0, {tokenizer.vocab_size})"
+            )
+        text = tokenizer.decode(tokens)
         shown.append(f"document {number}: {text[:_SHOWN_CHARACTERS]!r}")
     return shown
 

@@ -15,6 +15,8 @@ _LONGEST_LINE = 1 << 24
 # The unigram trainer adds up in an order that depends on how many threads it has: the same number on every machine
 # makes the same tokenizer. Threads beyond the cores cost next to nothing.
 _THREADS = 16
+_UNKNOWN = "<unk>"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -48,8 +50,9 @@ def train_sentencepiece(
         The contents of a sentencepiece `.model` file.
 
     Raises:
-        UserError: The text is too small or too varied for the vocabulary size.
+        UserError: The text is too small or too varied for the vocabulary size, or a special token is impossible.
     """
+    _check_special(special_tokens)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -79,6 +82,16 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise _explained(error, vocab_size, vocab_size_key) from error
     return model.getvalue()
+
+
+def _check_special(special_tokens: Sequence[str]) -> None:
+    for number, token in enumerate(special_tokens):
+        if token == END_OF_DOCUMENT:
+            raise UserError(f"--special-token = {token}: is the end of every document, which no text may hold")
+        if token in ("", "\n", _UNKNOWN) or _BYTE.fullmatch(token):
+            raise UserError(f"--special-token = {token!r}: must not be empty or a piece that every tokenizer has")
+        if token in special_tokens[:number]:
+            raise UserError(f"--special-token = {token}: must be given once")
 
 
 def _explained(error: RuntimeError, vocab_size: int, key: str) -> UserError:

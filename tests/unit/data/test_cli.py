@@ -8,8 +8,9 @@ import pytest
 
 from megaqk.data.cli import add_commands
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.inspection import check_tokens
+from megaqk.data.inspection import check_tokens, first_documents
 from megaqk.data.manifest import manifest_path
+from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
@@ -137,3 +138,70 @@ def test_a_damaged_manifest_is_named(corpus: Path, damage: str) -> None:
 def test_impossible_arguments_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         megaqk(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data", "prepare", "x", "--tokenizer", "t", "--output", "."), r"--output = \.: must end in a name"),
+        (("data", "prepare", "x", "--tokenizer", "t", "--output", ".."), r"--output = \.\.: must end in a name"),
+        (("data", "merge", "x", "--output", "."), r"--output = \.: must end in a name"),
+        (("data", "merge", ".", "--output", "o"), r"PREFIX = \.: must end in a name"),
+        (("data", "inspect", "."), r"PREFIX = \.: must end in a name"),
+        (("data", "split", "x", "--part", "a=1", "--output", "/"), "--output = /: must end in a name"),
+        (("data", "split", "x", "--part", "a/b=1", "--output", "o"), "--part = a/b=1: must be NAME=FRACTION"),
+        (("data", "split", "x", "--part", "a=nan", "--output", "o"), "--part = a=nan: must be NAME=FRACTION"),
+        (("data", "split", "x", "--part", "a=1", "--part", "a=1", "--output", "o"), "each name must be given once"),
+        (("data", "inspect", "x", "--documents", "-1"), "--documents = -1: must be at least 0"),
+        (("tokenizer", "inspect", "x", "--pieces", "-1"), "--pieces = -1: must be at least 0"),
+        (
+            ("tokenizer", "train", "x", "--output", "t.model", "--vocab-size", "0"),
+            "--vocab-size = 0: must be at least 1",
+        ),
+        (
+            ("tokenizer", "train", "x", "--output", "t.model", "--vocab-size", "9", "--sample-lines", "-3"),
+            "--sample-lines = -3: must be at least 0",
+        ),
+        (
+            ("tokenizer", "train", "x", "--output", "t.model", "--vocab-size", "9", "--max-bytes", "-3"),
+            "--max-bytes = -3: must be at least 1",
+        ),
+    ],
+)
+def test_impossible_values_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        megaqk(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "must not be empty"),
+        ("<|endoftext|>", "is the end of every document"),
+        ("<unk>", "must not be empty or a piece that every tokenizer has"),
+        ("<0x41>", "must not be empty or a piece that every tokenizer has"),
+    ],
+)
+def test_impossible_special_tokens_are_refused(tmp_path: Path, token: str, message: str) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    rest = ("--output", tmp_path / "t.model", "--vocab-size", 320, "--special-token", token)
+    with pytest.raises(UserError, match=f"--special-token = .*: {message}"):
+        megaqk("tokenizer", "train", tmp_path / "t.jsonl", *rest)
+
+
+def test_a_corpus_is_not_shown_with_another_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "u.model"
+    megaqk("tokenizer", "train", tmp_path / "t.jsonl", "--output", other, "--vocab-size", 300)
+    with pytest.raises(UserError, match=r"--tokenizer = .*u.model: must be the t.model that made .*c"):
+        megaqk("data", "inspect", corpus, "--tokenizer", other)
+    manifest_path(corpus).unlink()
+    with pytest.raises(UserError, match=r"c.bin: token \d+ at position \d+ is outside the vocabulary, \[0, 300\)"):
+        megaqk("data", "inspect", corpus, "--tokenizer", other)
+
+
+def test_documents_outside_the_vocabulary_are_not_decoded(corpus: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "odd", np.dtype("<i4"), [np.array([5, 320])])
+    with pytest.raises(
+        UserError, match=r"odd.bin: document 0 has tokens outside the vocabulary of .*t.model, \[0, 320"
+    ):
+        first_documents(IndexedCorpus(tmp_path / "odd"), load_tokenizer(tmp_path / "t.model"), 1)
