@@ -18,7 +18,7 @@ NAMES = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of the data; a part that data.split gives nothing is None.
+    """The three parts of the data; None is a part that data.split gives nothing, or a test part without a sample.
 
     Attributes:
         train: Shuffled, differently in each epoch.
@@ -63,7 +63,7 @@ def open_splits(
         as no source repeats; sources without such a part are left out.
 
     Raises:
-        UserError: A corpus is malformed, or a part that a split asks for is too small for one sample.
+        UserError: A corpus is malformed, or training or validation is asked for and too small for one sample.
     """
     order_seed = seed if config.seed is None else config.seed
     if config.sources is None:
@@ -119,13 +119,16 @@ def _open_parts(
     parts: list[PackedStream | None] = []
     for name, fraction, first, last in zip(NAMES, split, bounds[:-1], bounds[1:], strict=True):
         begin, end = corpus.start_of(first), corpus.start_of(last)
-        if fraction == 0:
+        enough = samples_in(end - begin, sequence_length) > 0
+        # No run reads the test part: a corpus of a few documents must not fail for want of one.
+        if fraction == 0 or (name == "test" and not enough):
             parts.append(None)
             continue
-        if not samples_in(end - begin, sequence_length):
+        if not enough:
             raise UserError(
                 f"{key} = {list(split)}: {name} gets {last - first} of {corpus.num_documents} documents with "
-                f"{end - begin} tokens, a sample takes training.sequence_length + 1 = {sequence_length + 1}"
+                f"{end - begin} tokens, a sample takes training.sequence_length + 1 = {sequence_length + 1}; "
+                f"{_remedy(corpus, sequence_length)}"
             )
         parts.append(
             PackedStream(
@@ -138,6 +141,20 @@ def _open_parts(
             )
         )
     return parts
+
+
+def _remedy(corpus: IndexedCorpus, sequence_length: int) -> str:
+    found = []
+    for tenths in range(1, 10):
+        middle = corpus.start_of(document_bounds(corpus.num_documents, (1 - tenths / 10, tenths / 10))[1])
+        if samples_in(middle, sequence_length) and samples_in(corpus.num_tokens - middle, sequence_length):
+            found.append(f"give validation more (data.split=[{(10 - tenths) / 10},{tenths / 10},0])")
+            break
+    if samples_in(corpus.num_tokens, sequence_length):
+        found.append("train without validation (data.split=[1,0,0])")
+    found.append("shorten training.sequence_length")
+    found.append("or prepare .txt files with --text-unit paragraph or line, which makes more documents of each")
+    return ", ".join(found)
 
 
 def resolve_stages(

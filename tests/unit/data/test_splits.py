@@ -1,3 +1,5 @@
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +63,43 @@ def test_a_part_too_small_for_one_sample_is_refused(prepared: PreparedData) -> N
     with pytest.raises(UserError, match=r"data.split = \[0.9, 0.05, 0.05\]: valid gets 5 of 100 documents with 50 tok"):
         open_splits(prepared, config(), sequence_length=50, seed=0)
     open_splits(prepared, config(), sequence_length=49, seed=0)
+
+
+def few(tmp_path: Path, lengths: list[int]) -> PreparedData:
+    write_corpus(tmp_path / "few", np.dtype("<u2"), [np.full(length, i) for i, length in enumerate(lengths)])
+    return PreparedData(tokenizer=None, corpora=(tmp_path / "few",), vocab_size=100, eod_id=0)
+
+
+def test_a_folder_of_six_files_trains_without_a_test_part(tmp_path: Path) -> None:
+    splits = open_splits(few(tmp_path, [700] * 6), config(), sequence_length=128, seed=0)
+    assert splits.valid is not None
+    assert np.unique(splits.valid.read(np.arange(splits.valid.num_samples))).tolist() == [5]
+    assert splits.test is None
+
+
+def test_a_test_part_too_small_for_a_sample_is_absent(prepared: PreparedData) -> None:
+    splits = open_splits(prepared, config(split=[0.9, 0.09, 0.01]), sequence_length=20, seed=0)
+    assert splits.valid is not None
+    assert splits.test is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "remedy"),
+    [
+        ([700] * 3, [0.8, 0.2, 0]),
+        ([700, 700, 1, 1, 1, 1], [0.2, 0.8, 0]),
+        ([300], [1, 0, 0]),
+        ([100, 100], [1, 0, 0]),
+        ([50, 50], None),
+    ],
+)
+def test_what_is_too_small_comes_with_a_remedy_that_works(
+    tmp_path: Path, lengths: list[int], remedy: list[float] | None
+) -> None:
+    prepared = few(tmp_path, lengths)
+    with pytest.raises(UserError, match=r"(train|valid) gets .*--text-unit paragraph or line") as refusal:
+        open_splits(prepared, config(), sequence_length=128, seed=0)
+    offered = [json.loads(text) for text in re.findall(r"data.split=(\[.*?\])", str(refusal.value))]
+    assert offered[:1] == ([] if remedy is None else [remedy])
+    for split in offered:
+        open_splits(prepared, config(split=split), sequence_length=128, seed=0)
