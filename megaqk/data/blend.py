@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megaqk.config.data import SourceConfig, StageConfig
 from megaqk.data.pattern import Pattern
 from megaqk.data.stream import SampleStream
+from megaqk.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,34 @@ class Stage:
 
     start: int
     weights: tuple[float, ...]
+
+
+def resolve_stages(
+    sources: Sequence[SourceConfig],
+    configured: Sequence[StageConfig],
+    sequence_length: int,
+    global_batch_size: int | None,
+) -> list[Stage]:
+    """Return the stages of a blend with their starts in samples; the first is the sources' own weights.
+
+    Raises:
+        UserError: The starts do not increase.
+    """
+    stages = [Stage(0, tuple(source.weight for source in sources))]
+    for number, stage in enumerate(configured):
+        if stage.start_tokens is not None:
+            start = -(-stage.start_tokens // sequence_length)
+        else:
+            assert stage.start_step is not None, "StageConfig asks for exactly one of the two"
+            assert global_batch_size is not None, "the caller knows the batch size where steps are given"
+            start = stage.start_step * global_batch_size
+        if start <= stages[-1].start:
+            raise UserError(
+                f"data.stages: stage {number} starts at sample {start}, must come after the one before, which starts "
+                f"at sample {stages[-1].start}"
+            )
+        stages.append(Stage(start, tuple(stage.weights.get(source.label, 0.0) for source in sources)))
+    return stages
 
 
 class BlendStream:

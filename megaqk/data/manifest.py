@@ -101,6 +101,18 @@ def sizes_match(prefix: Path, manifest: Manifest) -> bool:
     )
 
 
+def check_sizes(prefix: Path, manifest: Manifest) -> None:
+    """Raise a `UserError` that names the file whose size is not the manifest's, or that is missing."""
+    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
+        with os_errors_named(path):
+            size = path.stat().st_size
+        if size != contents.size:
+            raise UserError(
+                f"{path}: {size} bytes, {manifest_path(prefix).name} says {contents.size}: it was changed or damaged "
+                "after it was made; make it again, or remove the manifest of a corpus that has been replaced"
+            )
+
+
 def is_described(prefix: Path) -> bool:
     """Tell whether a corpus has a manifest that its files fit, and so an index that was right when it was written."""
     try:

@@ -16,7 +16,7 @@ from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, writte
 from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.data.inspection import check_tokens
 from megaqk.data.lanes import iterate_texts
-from megaqk.data.manifest import FORMAT, Manifest, manifest_path, read_manifest, sizes_match
+from megaqk.data.manifest import FORMAT, check_sizes, manifest_path, read_manifest, sizes_match
 from megaqk.data.sources import Source, find_sources
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
@@ -166,7 +166,7 @@ def _given(prefixes: tuple[Path, ...], tokenizer_path: str | None) -> PreparedDa
     manifests = [read_manifest(prefix) for prefix in prefixes]
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         if manifest is not None:
-            _check_sizes(prefix, manifest)
+            check_sizes(prefix, manifest)
     if tokenizer_path is None:
         manifest = manifests[0]
         if manifest is None:
@@ -187,14 +187,3 @@ def _given(prefixes: tuple[Path, ...], tokenizer_path: str | None) -> PreparedDa
         corpus = IndexedCorpus(prefix, trusted=manifest is not None)
         check_tokens(corpus, prepared.vocab_size, at_most=_TOKENS_CHECKED)
     return prepared
-
-
-def _check_sizes(prefix: Path, manifest: Manifest) -> None:
-    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
-        with os_errors_named(path):
-            size = path.stat().st_size
-        if size != contents.size:
-            raise UserError(
-                f"{path}: {size} bytes, {manifest_path(prefix).name} says {contents.size}: it was changed or damaged "
-                "after it was made; make it again, or remove the manifest of a corpus that has been replaced"
-            )

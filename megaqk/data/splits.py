@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaqk.config.data import DataConfig, SourceConfig, StageConfig
-from megaqk.data.blend import BlendStream, Stage
+from megaqk.config.data import DataConfig
+from megaqk.data.blend import BlendStream, Stage, resolve_stages
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import is_described
 from megaqk.data.pattern import whole_weights
@@ -155,34 +155,6 @@ def _remedy(corpus: IndexedCorpus, sequence_length: int) -> str:
     found.append("shorten training.sequence_length")
     found.append("or prepare .txt files with --text-unit paragraph or line, which makes more documents of each")
     return ", ".join(found)
-
-
-def resolve_stages(
-    sources: Sequence[SourceConfig],
-    configured: Sequence[StageConfig],
-    sequence_length: int,
-    global_batch_size: int | None,
-) -> list[Stage]:
-    """Return the stages of a blend with their starts in samples; the first is the sources' own weights.
-
-    Raises:
-        UserError: The starts do not increase.
-    """
-    stages = [Stage(0, tuple(source.weight for source in sources))]
-    for number, stage in enumerate(configured):
-        if stage.start_tokens is not None:
-            start = -(-stage.start_tokens // sequence_length)
-        else:
-            assert stage.start_step is not None, "StageConfig asks for exactly one of the two"
-            assert global_batch_size is not None, "the caller knows the batch size where steps are given"
-            start = stage.start_step * global_batch_size
-        if start <= stages[-1].start:
-            raise UserError(
-                f"data.stages: stage {number} starts at sample {start}, must come after the one before, which starts "
-                f"at sample {stages[-1].start}"
-            )
-        stages.append(Stage(start, tuple(stage.weights.get(source.label, 0.0) for source in sources)))
-    return stages
 
 
 def _held_out(streams: Sequence[PackedStream | None], weights: Sequence[float]) -> SampleStream | None:
