@@ -12,6 +12,9 @@ from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
+# Four documents of one token, of which the second is said to start at sequence 99.
+OUT_OF_RANGE = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ4i4q5q", 1, 8, 4, 5, 1, 1, 1, 1, 0, 2, 4, 6, 0, 99, 2, 3, 4)
+
 counts = st.one_of(st.integers(0, 4), st.integers(0, 2**64 - 1))
 
 
@@ -66,6 +69,7 @@ def test_any_bytes_are_a_corpus_or_a_user_error(corpus: tuple[bytes, bytes]) -> 
 
 @settings(max_examples=500, deadline=None)
 @given(st.one_of(written_corpora(), plausible_corpora()), st.integers(1, 4))
+@example((OUT_OF_RANGE, bytes(8)), 1)
 def test_a_trusted_index_is_read_within_the_file_or_refused(corpus: tuple[bytes, bytes], block: int) -> None:
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
         patched.setattr(indexed, "_LARGE", 0)
