@@ -17,7 +17,7 @@ from megaqk.errors import UserError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
-SECTIONS = ("progress", "config", "identity", "files")
+SECTIONS = ("progress", "config", "identity", "data", "files")
 """What a manifest holds, each a mapping."""
 
 

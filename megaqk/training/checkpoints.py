@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megaqk.data.files import sha256_of
+from megaqk.data.identity import check_data_identity
 from megaqk.errors import UserError
 from megaqk.training.checkpoint_store import CheckpointStore, Progress
 from megaqk.training.device import ProcessInfo
@@ -43,7 +44,14 @@ def identity(engine: TrainingEngine) -> dict[str, Any]:
     }
 
 
-def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, config: dict[str, Any]) -> None:
+def save(
+    store: CheckpointStore,
+    engine: TrainingEngine,
+    progress: Progress,
+    *,
+    config: dict[str, Any],
+    data: dict[str, Any],
+) -> None:
     """Write a checkpoint; every rank must call it.
 
     Args:
@@ -51,6 +59,7 @@ def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, con
         engine: What to save.
         progress: Where the run is.
         config: The resolved configuration, kept in the manifest.
+        data: The `data_identity` of the run, kept in the manifest.
 
     Raises:
         UserError: If it could not be written; the checkpoints before it are as they were.
@@ -77,7 +86,7 @@ def save(store: CheckpointStore, engine: TrainingEngine, progress: Progress, con
     dist.all_gather_object(shares, mine)
     if process.rank == 0:
         digests = {name: digest for share in shares for name, digest in share.items()}
-        manifest = {"progress": asdict(progress), "config": config, "identity": identity(engine)}
+        manifest = {"progress": asdict(progress), "config": config, "identity": identity(engine), "data": data}
         store.commit(progress.step, manifest, digests)
     dist.barrier()
 
@@ -101,7 +110,7 @@ def find_latest(store: CheckpointStore, process: ProcessInfo) -> tuple[int, list
 
 
 def load(
-    store: CheckpointStore, engine: TrainingEngine, step: int, config: dict[str, Any]
+    store: CheckpointStore, engine: TrainingEngine, step: int, *, config: dict[str, Any], data: dict[str, Any]
 ) -> tuple[Progress, list[str]]:
     """Restore weights and optimizer state; every rank must call it.
 
@@ -111,10 +120,12 @@ def load(
         Where the run was, and the keys that have changed since, in words.
 
     Raises:
-        UserError: If the checkpoint belongs to another model or topology, or holds anything but data.
+        UserError: If the checkpoint belongs to another model, topology or data, or holds anything but tensors.
     """
     manifest = store.manifest(step)
+    progress = Progress(**manifest["progress"])
     check_compatible(manifest, config, identity(engine), store.path(step))
+    check_data_identity(manifest["data"], data, progress.samples)
     try:
         with quiet(), weights_only():
             engine.engine.load_checkpoint(str(store.folder), tag=f"step-{step}", load_lr_scheduler_states=False)
@@ -124,7 +135,7 @@ def load(
             "run code; remove it to go on from the checkpoint before it"
         ) from error
     engine.reapply_configuration()
-    return Progress(**manifest["progress"]), changed_keys(manifest["config"], config)
+    return progress, changed_keys(manifest["config"], config)
 
 
 def check_compatible(manifest: dict[str, Any], config: dict[str, Any], mine: dict[str, Any], path: Path) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megaqk.config.checks import check_world, padded_vocab_size
 from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
+from megaqk.data.identity import data_identity
 from megaqk.data.prepare import PreparedData, prepare
 from megaqk.data.splits import open_splits
 from megaqk.data.stream import SampleStream
@@ -98,6 +99,13 @@ class Trainer:
             seed=training.seed,
             global_batch_size=training.global_batch_size,
         )
+        self.data_identity = data_identity(
+            self.prepared,
+            config.data,
+            seed=training.seed,
+            global_batch_size=training.global_batch_size,
+            sequence_length=training.sequence_length,
+        )
         self.train_stream = splits.train
         self.valid_stream = splits.valid
         self.evaluation_micro_batches = self._evaluation_micro_batches()
@@ -112,7 +120,9 @@ class Trainer:
         self.engine = TrainingEngine(config, layout, self.vocabulary, process)
         self.progress = Progress()
         if resume_step:
-            self.progress, changes = checkpoints.load(self.store, self.engine, resume_step, self.settings)
+            self.progress, changes = checkpoints.load(
+                self.store, self.engine, resume_step, config=self.settings, data=self.data_identity
+            )
             notes += [f"resumed after step {resume_step}", *(f"changed since: {change}" for change in changes)]
         self.train_batches = self._rank_batches(self.train_stream)
 
@@ -257,7 +267,7 @@ class Trainer:
     def _save(self) -> None:
         self._refuse_divergence(float(self.engine.loss()))
         self.metrics.flush()
-        checkpoints.save(self.store, self.engine, self.progress, self.settings)
+        checkpoints.save(self.store, self.engine, self.progress, config=self.settings, data=self.data_identity)
         self._restart_clock()
 
     def _summarise(self) -> None:

@@ -281,6 +281,8 @@ def test_leftovers_of_a_killed_save_are_removed(finished: Path, capfd: pytest.Ca
         (["training.precision=bf16"], 1, "training.precision"),
         (["qk_timing.layers={list: [0]}"], 1, "qk_timing"),
         (["qk_timing={enabled: false}"], 1, "qk_timing"),
+        (["data.seed=99"], 1, "data.seed"),
+        (["data.split=[0.6,0.3,0.1]"], 1, "data.split"),
         ([], 2, "data 2"),
         (["parallel.tensor=2"], 2, "tensor 2"),
     ],

@@ -33,7 +33,7 @@ def save(store: CheckpointStore, step: int) -> None:
 
 def commit(store: CheckpointStore, step: int) -> None:
     digests = {name: sha256_of(store.partial(step) / name) for name in store.partial_files(step)}
-    store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}}, digests)
+    store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}, "data": {}}, digests)
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
