@@ -31,10 +31,17 @@ def vocabulary_rows(config: Config) -> int:
         tokenizer that will be trained.
 
     Raises:
-        UserError: Where the tokenizer cannot be read, or a corpus has neither a tokenizer nor a record.
+        UserError: Where the tokenizer cannot be read, a corpus has neither a tokenizer nor a record, or
+            `model.vocab_size` is smaller than the tokenizer that will be trained.
     """
-    if config.model.vocab_size is not None:
-        return config.model.vocab_size
+    rows, data = config.model.vocab_size, config.data
+    if rows is not None:
+        if data.text is not None and data.tokenizer is None and rows < data.vocab_size:
+            raise UserError(
+                f"model.vocab_size = {rows}: must be at least data.vocab_size = {data.vocab_size}, the size of the "
+                "tokenizer that will be trained"
+            )
+        return rows
     return padded_vocab_size(_tokenizer_size(config.data), config.model.vocab_multiple_of, config.parallel.tensor)
 
 

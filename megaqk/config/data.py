@@ -93,7 +93,8 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         given = [name for name in ("corpus", "sources", "text") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of corpus, sources and text; got {', '.join(given) or 'none'}")
+            remedy = f"; set the others to null, as in data.{given[-1]}=null" if given else ""
+            raise ValueError(f"give exactly one of corpus, sources and text; got {', '.join(given) or 'none'}{remedy}")
         _check_split(self.split)
         if self.sources is not None:
             self._check_blend(self.sources)

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from typing import Any
@@ -94,16 +93,12 @@ def check_sections(extra: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
 
 
 def _imported(module: str) -> Any:
-    # Without a GPU the import warns about that, which is no news to who checks a configuration elsewhere.
-    level = os.environ.get("DEEPSPEED_LOG_LEVEL")
-    first = "deepspeed" not in sys.modules and level is None
-    if first:
-        os.environ["DEEPSPEED_LOG_LEVEL"] = "error"
-    try:
-        return import_module(module)
-    finally:
-        if first:
-            del os.environ["DEEPSPEED_LOG_LEVEL"]
+    import torch
+
+    if not torch.cuda.is_available():
+        # Without it the import warns that there is no GPU, no news to who checks a configuration elsewhere.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return import_module(module)
 
 
 def _check(path: str, section: Mapping[str, Any], schema: type[BaseModel]) -> None:

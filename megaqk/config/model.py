@@ -37,17 +37,23 @@ class ModelConfig(Section):
     preset: Literal["gpt", "llama"] = Field(
         "gpt", description="Sets norm, bias, feed_forward, positions and tied_embedding where they are not given."
     )
-    num_layers: int = Field(12, ge=1, description="Transformer blocks in the whole model.")
-    hidden_size: int = Field(768, ge=1, description="Width of the residual stream.")
-    num_heads: int = Field(12, ge=1, description="Query heads.")
-    num_kv_heads: int | None = Field(None, ge=1, description="Key/value heads; null means num_heads.")
-    head_dim: int | None = Field(None, ge=1, description="Width of a head; null means hidden_size / num_heads.")
-    ffn_hidden_size: int | None = Field(None, ge=1, description="Feed-forward width; null means 4 x hidden_size.")
+    num_layers: int = Field(12, ge=1, le=10_000, description="Transformer blocks in the whole model.")
+    hidden_size: int = Field(768, ge=1, le=1_000_000, description="Width of the residual stream.")
+    num_heads: int = Field(12, ge=1, le=100_000, description="Query heads.")
+    num_kv_heads: int | None = Field(None, ge=1, le=100_000, description="Key/value heads; null means num_heads.")
+    head_dim: int | None = Field(
+        None, ge=1, le=100_000, description="Width of a head; null means hidden_size / num_heads."
+    )
+    ffn_hidden_size: int | None = Field(
+        None, ge=1, le=10_000_000, description="Feed-forward width; null means 4 x hidden_size."
+    )
     ffn_match_parameters: bool = Field(
         True, description="Read ffn_hidden_size as the ungated width and give gated variants 2/3 of it."
     )
     ffn_multiple_of: int = Field(8, ge=1, description="A matched gated width is rounded to a multiple of this.")
-    vocab_size: int | None = Field(None, ge=2, description="Embedding rows; null means the tokenizer's, padded.")
+    vocab_size: int | None = Field(
+        None, ge=2, le=100_000_000, description="Embedding rows; null means the tokenizer's, padded."
+    )
     vocab_multiple_of: int = Field(128, ge=1, description="A vocabulary taken from the tokenizer is padded to this.")
     norm: Norm = Field("layernorm", description="Kind of every norm.")
     norm_eps: float = Field(1e-5, gt=0, description="Added to the variance or mean square.")

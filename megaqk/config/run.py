@@ -53,7 +53,7 @@ class TrainingConfig(Section):
     steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
     global_batch_size: int = Field(32, ge=1, description="Samples per optimizer step over all processes.")
     micro_batch_size: int = Field(4, ge=1, description="Samples per forward pass of one data-parallel rank.")
-    sequence_length: int = Field(1024, ge=2, description="Tokens of a sample.")
+    sequence_length: int = Field(1024, ge=2, le=100_000_000, description="Tokens of a sample.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Of weights and activations; bf16 accumulates gradients in fp32, fp16 needs CUDA."
     )

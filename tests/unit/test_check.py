@@ -8,6 +8,7 @@ from megaqk.errors import UserError
 
 SMALL = """
 model: {num_layers: 2, hidden_size: 16, num_heads: 2, vocab_size: 64}
+data: {text: builtin, vocab_size: 64}
 training: {steps: 20, global_batch_size: 8, micro_batch_size: 2, sequence_length: 8}
 """
 
@@ -44,6 +45,12 @@ def test_no_override_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("override", "line"),
     [
+        (
+            "data.vocab_size=65",
+            "model.vocab_size = 64: must be at least data.vocab_size = 65, the size of the "
+            "tokenizer that will be trained",
+        ),
+        ("model.hidden_size=100000000000", "model.hidden_size = 100000000000: must be at most 1000000"),
         ("training.steps=x", "training.steps = x: must be an integer"),
         ("parallel.tensor=2", "world size = 1: must be a multiple of parallel.tensor x parallel.pipeline = 2 x 1 = 2"),
         ("deepspeed.bf16.enabled=true", "deepspeed.bf16.enabled = true: must not be given; use training.precision"),

@@ -108,7 +108,7 @@ def test_the_steps_worth_showing(timing: dict[str, Any], steps: list[int]) -> No
 
 
 def test_the_vocabulary_is_given_or_that_of_the_tokenizer_to_be_trained() -> None:
-    assert vocabulary_rows(build_config({"model": {"vocab_size": 1000}})) == 1000
+    assert vocabulary_rows(build_config({"model": {"vocab_size": 5000}})) == 5000
     data = {"text": "builtin", "vocab_size": 1000}
     assert vocabulary_rows(build_config({"data": data})) == 1024
     assert vocabulary_rows(build_config({"data": data, "model": {"vocab_multiple_of": 8}})) == 1000
