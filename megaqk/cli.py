@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # All ranks find most mistakes alike. The first rank gets time to say it once and end the job; what
             # this rank alone has found it says itself.
             time.sleep(HEAD_START_SECONDS)
-        print(f"megaqk: error: {error}" + (f" (rank {rank})" if rank else ""), file=sys.stderr, flush=True)
+        # One write, newline included: several ranks share the stream, and lines must not be cut into one another.
+        sys.stderr.write(f"megaqk: error: {error}" + (f" (rank {rank})\n" if rank else "\n"))
+        sys.stderr.flush()
         return 2
     except KeyboardInterrupt:
         return 130

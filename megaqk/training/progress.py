@@ -66,7 +66,9 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
-            print(text, file=self._stream, flush=True)
+            # One write, newline included: the other ranks' warnings may share the stream.
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
 
     def close(self) -> None:
         """Leave the bar as it is and go to the next line."""

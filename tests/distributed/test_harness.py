@@ -162,7 +162,9 @@ import os, sys, time
 open(sys.argv[2] + os.environ["RANK"], "w").write(str(os.getpid()))
 def stuck_here():
     time.sleep(600)
-print("hello from", os.environ["RANK"], flush=True)
+# One string with its newline is one write, which the other rank's cannot cut in two.
+sys.stdout.write("hello from %s\\n" % os.environ["RANK"])
+sys.stdout.flush()
 if sys.argv[1] == "hang":
     stuck_here()
 sys.exit(int(sys.argv[1]))
