@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from megaqk.config.checks import Layout, padded_vocab_size
+from megaqk.config.checks import Layout, embedding_rows
 from megaqk.config.data import DataConfig
 from megaqk.config.root import Config
 from megaqk.data.manifest import read_manifest
@@ -27,22 +27,13 @@ def vocabulary_rows(config: Config) -> int:
         config: The run.
 
     Returns:
-        `model.vocab_size` where it is given; else the padded size of the tokenizer, of the corpus's record, or of the
-        tokenizer that will be trained.
+        `embedding_rows` for the tokenizer, for that of the corpus's record, or for the one that will be trained.
 
     Raises:
         UserError: Where the tokenizer cannot be read, a corpus has neither a tokenizer nor a record, or
-            `model.vocab_size` is smaller than the tokenizer that will be trained.
+            `model.vocab_size` is smaller than the tokenizer.
     """
-    rows, data = config.model.vocab_size, config.data
-    if rows is not None:
-        if data.text is not None and data.tokenizer is None and rows < data.vocab_size:
-            raise UserError(
-                f"model.vocab_size = {rows}: must be at least data.vocab_size = {data.vocab_size}, the size of the "
-                "tokenizer that will be trained"
-            )
-        return rows
-    return padded_vocab_size(_tokenizer_size(config.data), config.model.vocab_multiple_of, config.parallel.tensor)
+    return embedding_rows(config, _tokenizer_size(config.data))
 
 
 def _tokenizer_size(data: DataConfig) -> int:
@@ -52,7 +43,7 @@ def _tokenizer_size(data: DataConfig) -> int:
         return data.vocab_size
     manifest = read_manifest(Path(data.corpus))
     if manifest is None:
-        raise UserError(f"data.tokenizer = null: must be given for data.corpus = {data.corpus}, which has no manifest")
+        raise UserError(f"data.tokenizer = null: must be given: {data.corpus} has no manifest that describes one")
     return manifest.vocab_size
 
 
@@ -76,6 +67,7 @@ def resolved_plan(
             "Stages\n" + _stages(config, layout, parameters),
             "Ranks\n" + _ranks(layout),
             "Parameter groups, and their multiplier when so many steps have been taken\n" + _groups(config, groups),
+            *_never_released(config, groups),
         )
     )
 
@@ -156,6 +148,13 @@ def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
     factors = (lr_factor(config.schedule, step, config.training.steps) for step in steps)
     rows.append(("lr at multiplier 1", "", "", "", *(f"{config.optimizer.lr * factor:.3g}" for factor in factors)))
     return _table(rows)
+
+
+def _never_released(config: Config, groups: Sequence[ParameterGroup]) -> list[str]:
+    """A warning for the groups that the end of the run finds slowed: a clock in another unit than was meant."""
+    rates, last = Rates(config, groups), config.training.steps - 1
+    slowed = [group.name for group in groups if rates.multiplier(group, last) < 1]
+    return [f"Not released by the end of the run: {', '.join(slowed)}"] if slowed else []
 
 
 def key_steps(config: Config, groups: Sequence[ParameterGroup]) -> list[int]:

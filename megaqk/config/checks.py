@@ -108,3 +108,21 @@ def padded_vocab_size(size: int, multiple: int, tensor: int) -> int:
     """
     step = lcm(multiple, tensor)
     return -(-size // step) * step
+
+
+def embedding_rows(config: Config, tokens: int) -> int:
+    """Rows of the embedding: `model.vocab_size` where it is given, else the tokenizer's ids, padded.
+
+    Args:
+        config: The run.
+        tokens: Ids of the tokenizer.
+
+    Raises:
+        UserError: If `model.vocab_size` is smaller than the tokenizer.
+    """
+    rows = config.model.vocab_size
+    if rows is None:
+        return padded_vocab_size(tokens, config.model.vocab_multiple_of, config.parallel.tensor)
+    if rows < tokens:
+        raise UserError(f"model.vocab_size = {rows}: must be at least the tokenizer's {tokens}")
+    return rows

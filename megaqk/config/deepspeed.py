@@ -38,8 +38,11 @@ OWNED: dict[str, str] = {
     "activation_checkpointing": "training.recompute",
     "tensor_parallel": "parallel.tensor",
     "sequence_parallel_size": "parallel.sequence",
-    "pipeline.pipe_partitioned": "parallel.sequence",
-    "pipeline.grad_partitioned": "parallel.sequence",
+    "pipeline": "parallel.sequence and training.recompute",
+    "gradient_allreduce_op": "the gradient is the mean over the global batch",
+    "managed_gradient_accumulation": "training.micro_batch_size",
+    "zero_optimization.zenflow": "it updates a part of the weights with old gradients",
+    "data_efficiency": "it changes which tokens are learned from; data and training decide that",
     "elasticity": "training.global_batch_size",
     "checkpoint.load_universal": "a run goes on from the checkpoints in run.dir",
 }

@@ -77,7 +77,8 @@ class TimingRule(Section):
         ("query", "key"),
         strict=False,
         min_length=1,
-        description="Weights it acts on, with their biases; embedding stands outside the blocks, whatever layers says.",
+        description="Weights it acts on, with their biases; embedding, which takes in learned positions and an untied "
+        "head, stands outside the blocks, whatever layers says.",
     )
     multiplier: float = Field(0.1, ge=0, le=1, description="Factor a during the hold (of the deepest selected block).")
     unit: Literal["steps", "tokens", "fraction"] = Field("fraction", description="Unit of hold and release_end.")
@@ -96,6 +97,11 @@ class TimingRule(Section):
             raise refusal("projections", self.projections, "must name a projection once")
         if self.release != "step" and self.end < self.hold:
             raise refusal("release_end", self.release_end, f"must not be below hold = {self.hold}")
+        if self.unit != "fraction":
+            # A share of the run where steps were asked for: the default hold, or a unit changed without its values.
+            for key, value in (("hold", self.hold), ("release_end", self.end)):
+                if 0 < value < 1:
+                    raise refusal(key, value, f"must be 0 or at least 1 with unit = {self.unit}")
         if self.unit == "fraction" and self.hold > 1:
             raise refusal("hold", self.hold, "must be at most 1 with unit = fraction")
         if self.unit == "fraction" and self.end > 1:

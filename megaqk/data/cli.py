@@ -116,6 +116,7 @@ def _train(arguments: argparse.Namespace) -> int:
         special_tokens=arguments.special_token,
         sample_lines=arguments.sample_lines,
         vocab_size_key="--vocab-size",
+        input_key=f"input = {' '.join(arguments.input)}",
     )
     with os_errors_named(arguments.output):
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

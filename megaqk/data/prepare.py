@@ -139,6 +139,7 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
             vocab_size=config.vocab_size,
             sample_lines=_SAMPLE_LINES,
             vocab_size_key="data.vocab_size",
+            input_key=f"data.text = {config.text}",
         )
         with written_whole(model_path) as beside:
             beside.write_bytes(model)

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Literal
 
 import sentencepiece
@@ -35,6 +36,7 @@ def train_sentencepiece(
     special_tokens: Sequence[str] = (),
     sample_lines: int = 0,
     vocab_size_key: str = "vocab_size",
+    input_key: str = "input",
 ) -> bytes:
     """Train a tokenizer that gives every text back exactly: nothing is normalised, unknown characters become bytes.
 
@@ -45,18 +47,24 @@ def train_sentencepiece(
         special_tokens: Texts that always become one id each.
         sample_lines: Train on this many lines drawn at random (with a fixed seed); 0 takes all.
         vocab_size_key: What the user calls `vocab_size`, for messages.
+        input_key: What the user calls the texts, for messages.
 
     Returns:
         The contents of a sentencepiece `.model` file.
 
     Raises:
-        UserError: The text is too small or too varied for the vocabulary size, or a special token is impossible.
+        UserError: There is no text, it is too small or too varied for the vocabulary size, or a special token is
+            impossible.
     """
     _check_special(special_tokens)
+    lines = _lines(texts)
+    first = next(lines, None)
+    if first is None:
+        raise UserError(f"{input_key}: must hold text to learn from")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=chain([first], lines),
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,

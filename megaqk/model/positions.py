@@ -45,8 +45,9 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, max_positions: int, base: float) -> None:
         super().__init__()
-        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32, device="cpu"), frequencies)
+        # Integers until they exist: `deepspeed.zero.Init` casts what float factories return while a model is built.
+        frequencies = base ** -(torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
+        angles = torch.outer(torch.arange(max_positions, device="cpu").float(), frequencies)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 

@@ -4,6 +4,7 @@ DeepSpeed writes into `step-<n>.partial`; when all ranks are done, rank 0 adds a
 every file, syncs and renames. A process killed at any moment thus leaves the previous checkpoint as it was.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -19,6 +20,14 @@ MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 SECTIONS = ("progress", "config", "identity", "data", "files")
 """What a manifest holds, each a mapping."""
+DIGEST = "sha256"
+"""The key of a manifest that holds the `digest_of` its sections."""
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the sections of a manifest, in hexadecimal."""
+    sections = {name: manifest[name] for name in SECTIONS}
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder = folder
         self._keep = keep
+        self._damaged: set[int] = set()
 
     def path(self, step: int) -> Path:
         """Folder of a complete checkpoint."""
@@ -62,9 +72,9 @@ class CheckpointStore:
         return sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
 
     def steps(self) -> list[int]:
-        """Steps with a manifest, oldest first."""
-        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*"))
-        return sorted(int(match[1]) for match in found if match and (self.folder / match[0] / MANIFEST).is_file())
+        """Steps with a folder of their own, damaged ones included, oldest first."""
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*") if entry.is_dir())
+        return sorted(int(match[1]) for match in found if match)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What was written beside the checkpoint of a step.
@@ -77,6 +87,10 @@ class CheckpointStore:
             manifest = json.loads((path / MANIFEST).read_text())
             if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), dict) for key in SECTIONS):
                 raise UserError(f"{path / MANIFEST}: damaged, must hold {', '.join(SECTIONS)}")
+            if manifest.get(DIGEST) != digest_of(manifest):
+                raise UserError(f"{path / MANIFEST}: damaged, its contents are not what was written")
+            if manifest["progress"]["step"] != step:
+                raise UserError(f"{path / MANIFEST}: damaged, it is of step {manifest['progress']['step']}")
             for name, written in manifest["files"].items():
                 actual = (path / name).stat().st_size
                 if actual != written["bytes"]:
@@ -108,6 +122,7 @@ class CheckpointStore:
                 (check or self.check_contents)(step)
             except UserError as problem:
                 problems.append(str(problem))
+                self._damaged.add(step)
             else:
                 return step, problems
         return 0, problems
@@ -125,7 +140,9 @@ class CheckpointStore:
             name: {"bytes": (partial / name).stat().st_size, "sha256": digests[name]}
             for name in self.partial_files(step)
         }
-        (partial / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1))
+        # Through JSON once, so that the digest is of what a reader will find: tuples become lists.
+        whole = json.loads(json.dumps({**manifest, "files": files}))
+        (partial / MANIFEST).write_text(json.dumps({**whole, DIGEST: digest_of(whole)}, indent=1))
         for name in (*files, MANIFEST):
             sync_file(partial / name)
         sync_directory(partial)
@@ -134,7 +151,10 @@ class CheckpointStore:
             self._remove(step)
         partial.rename(final)
         sync_directory(self.folder)
-        for old in [s for s in self.steps() if s < step][: -self._keep + 1 or None]:
+        older = [s for s in self.steps() if s < step]
+        good = [s for s in older if s not in self._damaged]
+        # A damaged one takes no good one's place among those kept.
+        for old in {*older} - {*good[len(good) - self._keep + 1 :]}:
             self._remove(old)
 
     def _remove(self, step: int) -> None:
@@ -146,4 +166,7 @@ class CheckpointStore:
     def remove_partial(self) -> None:
         """Remove what killed processes left."""
         for entry in self.folder.glob(f"step-*{PARTIAL}"):
-            shutil.rmtree(entry)
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()

@@ -11,11 +11,11 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from megaqk.config.checks import check_world, padded_vocab_size
+from megaqk.config.checks import check_world, embedding_rows
 from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
 from megaqk.data.identity import data_identity
-from megaqk.data.prepare import PreparedData, prepare
+from megaqk.data.prepare import prepare
 from megaqk.data.splits import open_splits
 from megaqk.data.stream import SampleStream
 from megaqk.data.unigram import unigram_perplexity
@@ -31,20 +31,6 @@ from megaqk.training.engine import TrainingEngine, Vocabulary
 from megaqk.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsWriter
 from megaqk.training.peak import job_peak
 from megaqk.training.progress import ProgressDisplay
-
-
-def vocabulary_of(config: Config, prepared: PreparedData) -> Vocabulary:
-    """The vocabulary of the tokenizer in an embedding table of the configured (or padded) size.
-
-    Raises:
-        UserError: If `model.vocab_size` is smaller than the tokenizer.
-    """
-    rows = config.model.vocab_size
-    if rows is None:
-        rows = padded_vocab_size(prepared.vocab_size, config.model.vocab_multiple_of, config.parallel.tensor)
-    if rows < prepared.vocab_size:
-        raise UserError(f"model.vocab_size = {rows}: must be at least the tokenizer's {prepared.vocab_size}")
-    return Vocabulary(tokens=prepared.vocab_size, rows=rows)
 
 
 def lock_run(run_dir: Path) -> TextIO:
@@ -91,7 +77,8 @@ class Trainer:
         training = config.training
 
         self.prepared = prepare(config.data)
-        self.vocabulary = vocabulary_of(config, self.prepared)
+        tokens = self.prepared.vocab_size
+        self.vocabulary = Vocabulary(tokens=tokens, rows=embedding_rows(config, tokens))
         splits = open_splits(
             self.prepared,
             config.data,
@@ -260,8 +247,8 @@ class Trainer:
             return
         raise UserError(
             f"loss = {loss}, gradient norm = {norm} at step {self.progress.step}: training diverged; the checkpoints "
-            "before it are as they were. Lower optimizer.lr, lengthen schedule.warmup_steps or lower "
-            "optimizer.grad_clip"
+            "before it are as they were. Lower optimizer.lr, lengthen schedule.warmup_steps or clip "
+            "more with optimizer.grad_clip"
         )
 
     def _save(self) -> None:

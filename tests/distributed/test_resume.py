@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from megaqk.data.files import sha256_of
+from megaqk.training.checkpoint_store import digest_of
 from tests.distributed import commands
 from tests.harness import DistributedError, run_distributed, run_torchrun
 
@@ -316,7 +317,7 @@ def test_a_checkpoint_runs_no_code(finished: Path, capfd: pytest.CaptureFixture[
     torch.save({"module": Malice(str(proof))}, victim)
     manifest = json.loads((newest / "manifest.json").read_text())
     manifest["files"][victim.name] = {"bytes": victim.stat().st_size, "sha256": sha256_of(victim)}
-    (newest / "manifest.json").write_text(json.dumps(manifest))
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest_of(manifest)}))
     statuses, output = rerun(finished, capfd)
     assert not proof.exists()
     assert statuses == [2]

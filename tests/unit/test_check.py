@@ -47,8 +47,7 @@ def test_no_override_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (
             "data.vocab_size=65",
-            "model.vocab_size = 64: must be at least data.vocab_size = 65, the size of the "
-            "tokenizer that will be trained",
+            "model.vocab_size = 64: must be at least the tokenizer's 65",
         ),
         ("model.hidden_size=100000000000", "model.hidden_size = 100000000000: must be at most 1000000"),
         ("training.steps=x", "training.steps = x: must be an integer"),

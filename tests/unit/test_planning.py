@@ -5,6 +5,7 @@ import pytest
 
 from megaqk.config.checks import check_world
 from megaqk.config.loading import build_config
+from megaqk.data.tokenizer_training import train_sentencepiece
 from megaqk.errors import UserError
 from megaqk.model.parameters import ParameterInfo
 from megaqk.optim.groups import plan_groups
@@ -114,9 +115,24 @@ def test_the_vocabulary_is_given_or_that_of_the_tokenizer_to_be_trained() -> Non
     assert vocabulary_rows(build_config({"data": data, "model": {"vocab_multiple_of": 8}})) == 1000
 
 
+def test_the_vocabulary_is_held_against_the_tokenizer_where_it_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "t.model"
+    path.write_bytes(train_sentencepiece([f"text {i} and more" for i in range(100)], vocab_size=290))
+    data = {"text": "builtin", "tokenizer": str(path)}
+    assert vocabulary_rows(build_config({"data": data, "model": {"vocab_size": 300}})) == 300
+    with pytest.raises(UserError, match=r"^model.vocab_size = 128: must be at least the tokenizer's 290$"):
+        vocabulary_rows(build_config({"data": data, "model": {"vocab_size": 128}}))
+
+
+def test_a_multiplier_that_is_never_released_is_said() -> None:
+    timing = {"enabled": True, "unit": "steps", "hold": 100, "release_end": 200}
+    assert plan(1, training={"steps": 100}, qk_timing=timing).endswith("Not released by the end of the run: upper_qk")
+    assert "Not released" not in plan(1, training={"steps": 201}, qk_timing=timing)
+
+
 def test_a_tokenizer_or_corpus_that_is_missing_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(UserError, match="missing"):
         vocabulary_rows(build_config({"data": {"text": "builtin", "tokenizer": str(missing)}}))
-    with pytest.raises(UserError, match=r"^data.tokenizer = null: must be given for data.corpus = "):
+    with pytest.raises(UserError, match=r"^data.tokenizer = null: must be given: .*missing has no manifest"):
         vocabulary_rows(build_config({"data": {"corpus": str(missing)}}))

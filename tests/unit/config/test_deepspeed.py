@@ -101,6 +101,15 @@ def test_the_configuration_is_not_shared_between_calls() -> None:
             {"optimizer": {"type": "Adam"}},
             "deepspeed.optimizer = {type: Adam}: must not be given; use optimizer.lr and its neighbours",
         ),
+        (
+            {"pipeline": {"activation_checkpoint_interval": 1}},
+            "deepspeed.pipeline = {activation_checkpoint_interval: 1}: must not be given; use parallel.sequence and "
+            "training.recompute",
+        ),
+        (
+            {"gradient_allreduce_op": "sum"},
+            "deepspeed.gradient_allreduce_op = sum: must not be given; the gradient is the mean over the global batch",
+        ),
         ({"zero_optimization": 2}, "deepspeed.zero_optimization = 2: must be a mapping of keys"),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},

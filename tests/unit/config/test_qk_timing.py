@@ -62,6 +62,11 @@ def test_adjacent_fractions_share_no_layer_and_lose_none(low: int) -> None:
         ({"projections": ["key", "key"]}, "qk_timing.projections = [key, key]: must name a projection once"),
         ({"multiplier": 1.5}, "qk_timing.multiplier = 1.5: must be at most 1.0"),
         ({"hold": 2}, "qk_timing.hold = 2.0: must be at most 1 with unit = fraction"),
+        ({"unit": "steps"}, "qk_timing.hold = 0.1: must be 0 or at least 1 with unit = steps"),
+        (
+            {"unit": "tokens", "hold": 0, "release_end": 0.3},
+            "qk_timing.release_end = 0.3: must be 0 or at least 1 with unit = tokens",
+        ),
         (
             {"hold": 0.6},
             "qk_timing.release_end = null: must be at most 1 with unit = fraction (null is twice the hold)",

@@ -48,6 +48,12 @@ def test_impossible_sizes_are_refused(size: int, message: str) -> None:
         train_sentencepiece(TEXTS, vocab_size=size, vocab_size_key="data.vocab_size")
 
 
+@pytest.mark.parametrize("texts", [[], ["", "\n\n"]])
+def test_no_text_is_refused_by_name(texts: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^data.text = a.txt: must hold text to learn from$"):
+        train_sentencepiece(texts, vocab_size=400, input_key="data.text = a.txt")
+
+
 def test_files_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.model: No such file"):
         load_tokenizer(tmp_path / "absent.model")

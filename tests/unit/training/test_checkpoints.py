@@ -36,6 +36,19 @@ def commit(store: CheckpointStore, step: int) -> None:
     store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}, "data": {}}, digests)
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_another_steps_folder_is_noticed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    save(store, 5)
+    store.path(5).rename(store.path(7))
+    assert store.latest() == (0, [f"{store.path(7) / MANIFEST}: damaged, it is of step 5"])
+
+
 def test_keeps_the_newest(tmp_path: Path) -> None:
     for keep in (1, 2, 3):
         store = CheckpointStore(tmp_path / str(keep), keep=keep)
@@ -100,6 +113,9 @@ def test_dying_in_a_commit_leaves_a_usable_checkpoint(
         (lambda folder: (folder / MANIFEST).write_text('{"files": '), "damaged checkpoint"),
         (lambda folder: (folder / MANIFEST).write_text("{}"), "must hold progress"),
         (lambda folder: (folder / MANIFEST).write_text("[]"), "must hold progress"),
+        (lambda folder: edit(folder / MANIFEST, '"step": 10', '"stfp": 10'), "manifest.json: damaged, its contents"),
+        (lambda folder: edit(folder / MANIFEST, '"step": 10', '"step": 3'), "manifest.json: damaged, its contents"),
+        (lambda folder: edit(folder / MANIFEST, '"sha256"', '"sha265"'), "manifest.json: damaged, its contents"),
         (lambda folder: (folder / "weights.pt").write_bytes(b"x" * 10), "its contents are not what was written"),
     ],
 )
@@ -121,7 +137,24 @@ def test_without_a_manifest_it_is_no_checkpoint(tmp_path: Path) -> None:
     save(store, 5)
     (tmp_path / "step-10").mkdir()
     (tmp_path / "step-x").mkdir()
-    assert store.latest() == (5, [])
+    (tmp_path / "step-11.partial").touch()
+    step, [problem] = store.latest()
+    assert step == 5
+    assert "step-10: damaged checkpoint" in problem
+    save(store, 12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-12", "step-5", "step-x"]
+
+
+def test_a_damaged_one_takes_no_good_ones_place(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 5)
+    save(store, 10)
+    (store.path(10) / "weights.pt").unlink()
+    assert store.latest()[0] == 5
+    save(store, 8)  # saved more often than before
+    assert store.steps() == [5, 8, 10]
+    save(store, 11)
+    assert store.steps() == [8, 11]
 
 
 def test_another_run_is_refused_by_key(tmp_path: Path) -> None:
