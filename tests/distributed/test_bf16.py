@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from tests.distributed import driver
 from tests.harness import run_distributed
@@ -30,3 +31,21 @@ def test_follows_the_fp32_loop(name: str, reference: driver.Trace) -> None:
     assert trace.norms == pytest.approx(reference.norms, rel=2e-2)
     # And it is bf16: fp32 agrees to 1e-6.
     assert trace.losses != pytest.approx(reference.losses, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"), [(1, {"zero_stage": 1}), (2, {"zero_stage": 3}), (2, {"pipeline": 2})], ids=str
+)
+def test_rotary_tables_are_those_of_fp32(world: int, parallel: dict[str, Any]) -> None:
+    """A bf16 position is off by up to 2 at 1,000: the model would be another one."""
+    length, training = 1024, {"precision": "bf16", "sequence_length": 1024, "micro_batch_size": 1}
+    case = driver.settings({"preset": "llama"}, training=training, **parallel)
+    frequencies = 10000.0 ** -(torch.arange(0, 4, 2, dtype=torch.float64) / 4)  # head_dim 4
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    for tables in run_distributed(driver.rotary_tables, world, case, init=False, timeout=120):
+        assert tables
+        for cos, sin in tables:
+            assert cos.dtype == sin.dtype == torch.float32
+            # fp32 angles up to 1,023 are good to 2^-24 x 1023 = 6e-5.
+            torch.testing.assert_close(cos.double(), angles.cos(), rtol=0, atol=1e-4)
+            torch.testing.assert_close(sin.double(), angles.sin(), rtol=0, atol=1e-4)

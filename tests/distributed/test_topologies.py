@@ -228,3 +228,10 @@ def test_full_product(case: Case, worlds: "dict[Case, tuple[Case, ...]]", record
 
 def test_the_subset_touches_every_ingredient() -> None:
     assert {case.model for case in COVERING} == set(MODELS)
+
+
+def test_only_the_first_and_the_last_stage_read_batches() -> None:
+    case = driver.settings({"preset": "gpt"}, pipeline=3, tensor=1)
+    read = run_distributed(driver.batches_read, 3, case, init=False, timeout=120)
+    micro_batches = driver.BATCH // case["training"]["micro_batch_size"]
+    assert read == [(micro_batches, micro_batches), (0, 0), (micro_batches, micro_batches)]

@@ -1,0 +1,42 @@
+"""Recomputed activations are those of the forward pass, dropout masks included."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megaqk.config.model import ModelConfig
+from megaqk.model.context import ModelContext
+from megaqk.model.decoder import Decoder
+from megaqk.model.init import initialize
+
+VOCAB, LENGTH = 61, 16
+
+
+def gradients(recompute: str, **model: Any) -> dict[str, Tensor]:
+    """Gradients of two micro-batches: both forward passes come before the first backward pass, as in a pipeline."""
+    architecture = ModelConfig(num_layers=2, hidden_size=24, num_heads=4, init_std=0.2, **model)
+    context = ModelContext(
+        model=architecture, rows=VOCAB, tokens=VOCAB, max_positions=LENGTH, recompute=recompute
+    )
+    decoder = Decoder(context)
+    initialize(decoder.global_parameters(), context, seed=5)
+    samples = torch.randint(VOCAB, (2, 3, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    losses = [decoder(sample[:, :-1], sample[:, 1:]) for sample in samples]
+    for loss in losses:
+        loss.backward()
+    return {name: p.grad for name, p in decoder.global_parameters().items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("preset", ["gpt", "llama"])
+@pytest.mark.parametrize("dropout", [{"dropout": 0.3}, {"attention_dropout": 0.3}])
+def test_recomputation_repeats_the_dropout_masks(preset: str, dropout: dict[str, float]) -> None:
+    kept = gradients("none", preset=preset, **dropout)
+    without = gradients("none", preset=preset)
+    assert any(not torch.allclose(kept[name], without[name], rtol=0.1) for name in kept), "dropout acts"
+    for recompute in ("selective", "full"):
+        again = gradients(recompute, preset=preset, **dropout)
+        assert again.keys() == kept.keys()
+        for name, gradient in kept.items():
+            torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-7, msg=f"{recompute} {name}")
