@@ -67,6 +67,9 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
                 clip_gradients(parameters, self._global_grad_norm, self.gradient_clipping())
         super()._take_model_step(lr_kwargs)
 
+    def _copy_recovery_script(self, save_path: str) -> None:
+        """Nothing: DeepSpeed's scripts know no tensor or pipeline shards and unpickle whatever they find."""
+
     def clip_fp32_gradients(self) -> None:
         """Nothing: the gradients are clipped already."""
 

@@ -145,7 +145,7 @@ def test_tensorboard_has_the_same_numbers(run: "tuple[Path, subprocess.Completed
 
 def test_checkpoints_and_curves(run: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
     folder, _ = run
-    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-10", "step-9"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-10", "step-9"]
     for step in (9, 10):
         manifest = json.loads((folder / "checkpoints" / f"step-{step}" / "manifest.json").read_text())
         assert manifest["progress"] == {"step": step, "samples": 8 * step, "tokens": 128 * step}
