@@ -78,7 +78,15 @@ class DataConfig(Section):
         "document's last token is not asked for the first of the next.",
     )
     tokenizer: str | None = Field(
-        None, description="A sentencepiece .model; null trains one on text, or takes the one named beside corpus."
+        None,
+        description="A sentencepiece .model or a tokenizer.json; null trains one on text, or takes the one named "
+        "beside corpus.",
+    )
+    eod_token: str | None = Field(
+        None,
+        min_length=1,
+        description="The token of tokenizer that ends documents; null takes the one that corpus was prepared with, or "
+        "finds it by the common names.",
     )
     cache_dir: str = Field("cache/data", description="Directory in which what is made from text is kept.")
     vocab_size: int = Field(4096, ge=2, description="Size of the tokenizer trained on text when none is given.")
@@ -96,6 +104,8 @@ class DataConfig(Section):
             remedy = f"; set the others to null, as in data.{given[-1]}=null" if given else ""
             raise ValueError(f"give exactly one of corpus, sources and text; got {', '.join(given) or 'none'}{remedy}")
         _check_split(self.split)
+        if self.eod_token is not None and self.tokenizer is None:
+            raise ValueError(f"eod_token = {self.eod_token}: needs tokenizer, which is null")
         if self.sources is not None:
             self._check_blend(self.sources)
         elif self.stages:

@@ -72,8 +72,14 @@ def build_corpus(
     Raises:
         UserError: An input or the output is at fault; on every rank, whichever met it. What was done is kept.
     """
-    tokenizer = load_tokenizer(recipe.tokenizer)
-    state = {"sources": [source.state() for source in sources], "tokenizer": sha256_of(recipe.tokenizer)}
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.eod_token)
+    eod_id = tokenizer.eod_id
+    state: dict[str, Any] = {
+        "sources": [source.state() for source in sources],
+        "tokenizer": sha256_of(recipe.tokenizer),
+        # The one found by name follows from the tokenizer.
+        **({} if recipe.eod_token is None else {"eod_id": eod_id}),
+    }
     with contextlib.ExitStack() as stack:
         if comm.rank == 0:
             stack.enter_context(exclusive_lock(prefix.with_name(f".{prefix.name}.lock")))

@@ -25,6 +25,7 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument("--sample-lines", type=int, default=0, help="learn from so many lines, drawn at random")
     inspect = _command(tokenizer, "inspect", "show a tokenizer and measure it on text", _inspect_tokenizer)
     inspect.add_argument("tokenizer", type=Path)
+    _add_eod_token(inspect)
     _add_inputs(inspect, optional=True)
     inspect.add_argument("--pieces", type=int, default=20, help="how many pieces to show")
 
@@ -32,6 +33,7 @@ def add_commands(subparsers: Any) -> None:
     prepare = _command(data, "prepare", "tokenise text into a Megatron corpus; also under mpirun", _prepare)
     _add_inputs(prepare)
     prepare.add_argument("--tokenizer", type=Path, required=True, help="a .model or tokenizer.json")
+    _add_eod_token(prepare)
     prepare.add_argument("--output", type=Path, required=True, metavar="PREFIX")
     prepare.add_argument("--workers", type=int, help="tokenising processes (default: the cores at hand)")
     prepare.add_argument(
@@ -41,6 +43,7 @@ def add_commands(subparsers: Any) -> None:
     look = _command(data, "inspect", "show a corpus and check it", _inspect_corpus)
     look.add_argument("prefix", type=Path)
     look.add_argument("--tokenizer", type=Path, help="shows the first documents as text")
+    _add_eod_token(look)
     look.add_argument("--documents", type=int, default=3, help="how many documents to show")
     look.add_argument("--verify", action="store_true", help="read everything: checksums, and ids within the vocabulary")
     merge = _command(data, "merge", "join corpora of one tokenizer", _merge)
@@ -78,6 +81,12 @@ def _add_inputs(parser: argparse.ArgumentParser, *, optional: bool = False) -> N
     parser.add_argument("--dataset-configuration", help="configuration of a hub dataset")
     parser.add_argument(
         "--bad-documents", choices=("stop", "skip"), default="stop", help="stop at the first, or skip and count"
+    )
+
+
+def _add_eod_token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--eod-token", help="the tokenizer's token that ends documents (default: found by the common names)"
     )
 
 
@@ -131,7 +140,7 @@ def _inspect_tokenizer(arguments: argparse.Namespace) -> int:
     from megaqk.data.tokenizer import load_tokenizer
 
     _at_least(0, pieces=arguments.pieces)
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.eod_token)
     _print_lines(describe_tokenizer(tokenizer, pieces=arguments.pieces))
     if arguments.input:
         _print_lines(fertility(tokenizer, _texts(arguments)))
@@ -150,7 +159,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         manifest = build_corpus(
             _sources(arguments),
             arguments.output,
-            Recipe(arguments.tokenizer, arguments.text_field, arguments.bad_documents == "skip"),
+            Recipe(arguments.tokenizer, arguments.text_field, arguments.bad_documents == "skip", arguments.eod_token),
             comm=comm,
             workers=arguments.workers or available_cores(comm.local_size),
             overwrite=arguments.overwrite,
@@ -182,7 +191,7 @@ def _inspect_corpus(arguments: argparse.Namespace) -> int:
     _at_least(0, documents=arguments.documents)
     _check_prefix(arguments.prefix, "PREFIX")
     corpus = IndexedCorpus(arguments.prefix)
-    tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.eod_token) if arguments.tokenizer else None
     if tokenizer:
         check_tokenizer(corpus, tokenizer)
     _print_lines(describe_corpus(corpus))

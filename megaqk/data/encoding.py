@@ -54,11 +54,13 @@ class Recipe:
         tokenizer: The tokenizer file.
         text_field: The field of a JSON line that holds the text.
         skip_bad: Leave malformed documents out and count them, instead of stopping.
+        eod_token: See `load_tokenizer`.
     """
 
     tokenizer: Path
     text_field: str
     skip_bad: bool
+    eod_token: str | None = None
 
 
 def encode_chunk(chunk: Chunk, recipe: Recipe, tokenizer: Tokenizer) -> Encoded:
@@ -101,7 +103,7 @@ def _start_worker(recipe: Recipe) -> None:
     # The processes share the cores already; each with a thread per core would only get in the others' way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (recipe, load_tokenizer(recipe.tokenizer))
+    _worker = (recipe, load_tokenizer(recipe.tokenizer, recipe.eod_token))
 
 
 def _end_with_parent() -> None:
@@ -140,7 +142,7 @@ def encode_in_order(
         UserError: As `encode_chunk`; or a worker was killed.
     """
     if workers == 1:
-        tokenizer = load_tokenizer(recipe.tokenizer)
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.eod_token)
         for tag, chunk in chunks:
             yield tag, encode_chunk(chunk, recipe, tokenizer)
         return

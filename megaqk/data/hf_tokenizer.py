@@ -9,16 +9,20 @@ import numpy.typing as npt
 import tokenizers
 
 from megaqk.data.files import os_errors_named
+from megaqk.data.tokenizer import absent_end, no_end
 from megaqk.errors import UserError
 
 # What the common model families call the end of a document.
-_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<eod>", "[SEP]")
+_ENDS = (
+    *("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<eod>"),
+    *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<EOS_TOKEN>", "[SEP]"),
+)
 
 
 class HuggingFaceTokenizer:
     """A `tokenizer.json` file; see `tokenizer.Tokenizer`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, eod_token: str | None = None) -> None:
         with os_errors_named(path):
             text = path.read_text(encoding="utf-8", errors="replace")
         self.path = path
@@ -35,10 +39,17 @@ class HuggingFaceTokenizer:
             raise UserError(f"{path}: its vocabulary is empty")
         # Ids may have gaps: what the embedding must hold is the largest, not the count.
         self.vocab_size = max(ids.values()) + 1
-        ends = [ids[end] for end in _ENDS if end in ids]
-        if not ends:
-            raise UserError(f"{path}: no end-of-document token: must have one of {', '.join(_ENDS)}")
-        self.eod_id = ends[0]
+        if eod_token is not None and eod_token not in ids:
+            raise absent_end(path, eod_token)
+        names = _ENDS if eod_token is None else (eod_token,)
+        self._eod = next((ids[name] for name in names if name in ids), None)
+
+    @property
+    def eod_id(self) -> int:
+        """The id that ends every document."""
+        if self._eod is None:
+            raise no_end(self.path, ", ".join(_ENDS))
+        return self._eod
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Return the ids of a text, shape (number of tokens,), without an end of document."""
@@ -51,7 +62,8 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         """Return the text of ids; an end of document decodes to nothing."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        # An end of document that is not marked as special would be spelled out.
+        return self._tokenizer.decode([int(i) for i in ids if i != self._eod], skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
         """Return the vocabulary's own spelling of an id, or nothing where the id has none."""

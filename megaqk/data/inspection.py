@@ -123,9 +123,14 @@ def first_documents(corpus: IndexedCorpus, tokenizer: Tokenizer, count: int) -> 
 def describe_tokenizer(tokenizer: Tokenizer, *, pieces: int) -> list[str]:
     """Return lines with the size, the end of document and a sample of pieces spread over the vocabulary."""
     sample = np.unique(np.linspace(0, tokenizer.vocab_size - 1, pieces).astype(np.int64))
+    try:
+        end = f"{tokenizer.eod_id} {tokenizer.piece(tokenizer.eod_id)!r}"
+    except UserError:
+        # What it could be is what one looks at the pieces for.
+        end = "none with a known name: one must be named with --eod-token or data.eod_token"
     return [
         f"tokenizer        {tokenizer.path.name}, {tokenizer.vocab_size:,} ids",
-        f"end of document  {tokenizer.eod_id} {tokenizer.piece(tokenizer.eod_id)!r}",
+        f"end of document  {end}",
         *(f"  {token:>8} {tokenizer.piece(token)!r}" for token in map(int, sample)),
     ]
 

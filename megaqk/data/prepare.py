@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,9 +17,9 @@ from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, writte
 from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.data.inspection import check_tokens
 from megaqk.data.lanes import iterate_texts
-from megaqk.data.manifest import FORMAT, check_sizes, manifest_path, read_manifest, sizes_match
+from megaqk.data.manifest import FORMAT, Manifest, check_sizes, manifest_path, read_manifest, sizes_match
 from megaqk.data.sources import Source, find_sources
-from megaqk.data.tokenizer import load_tokenizer
+from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
 from megaqk.errors import UserError
 
@@ -58,9 +59,9 @@ def prepare(config: DataConfig) -> PreparedData:
         UserError: The text, the tokenizer or the corpus is missing, malformed or does not fit the others.
     """
     if config.corpus is not None:
-        return _given((Path(config.corpus),), config.tokenizer)
+        return _given((Path(config.corpus),), config)
     if config.sources is not None:
-        return _given(tuple(Path(source.corpus) for source in config.sources), config.tokenizer)
+        return _given(tuple(Path(source.corpus) for source in config.sources), config)
     assert config.text is not None, "DataConfig asks for exactly one of corpus, sources and text"
     patterns = [str(builtin_file())] if config.text == BUILTIN else [config.text]
     sources = find_sources(patterns, key="data.text", text_field=config.text_field)
@@ -88,6 +89,7 @@ def _key(config: DataConfig, sources: list[Source]) -> str:
         "text": sha256_of(builtin_file()) if shipped else [source.state() for source in sources],
         "tokenizer": config.vocab_size if config.tokenizer is None else sha256_of(Path(config.tokenizer)),
         "skip_bad": config.bad_documents == "skip",
+        **({} if config.eod_token is None else {"eod_token": config.eod_token}),
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -148,7 +150,7 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
     build_corpus(
         sources,
         directory / "corpus",
-        Recipe(model_path, config.text_field, skip_bad),
+        Recipe(model_path, config.text_field, skip_bad, config.eod_token),
         comm=Solo(),
         # Starting processes takes longer than a small text does.
         workers=1 if small else available_cores(),
@@ -163,28 +165,45 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
     return made
 
 
-def _given(prefixes: tuple[Path, ...], tokenizer_path: str | None) -> PreparedData:
+def _given(prefixes: tuple[Path, ...], config: DataConfig) -> PreparedData:
     manifests = [read_manifest(prefix) for prefix in prefixes]
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         if manifest is not None:
             check_sizes(prefix, manifest)
-    if tokenizer_path is None:
+    if config.tokenizer is None:
         manifest = manifests[0]
         if manifest is None:
             raise UserError(f"data.tokenizer = null: must be given: {prefixes[0]} has no manifest that describes one")
         prepared = PreparedData(None, prefixes, manifest.vocab_size, manifest.eod_id)
     else:
-        tokenizer = load_tokenizer(tokenizer_path)
+        tokenizer = load_tokenizer(config.tokenizer, config.eod_token)
         checksum = sha256_of(tokenizer.path)
         for prefix, manifest in zip(prefixes, manifests, strict=True):
             if manifest is not None and manifest.tokenizer_sha256 != checksum:
                 raise UserError(
-                    f"data.tokenizer = {tokenizer_path}: must be the {manifest.tokenizer} that made {prefix}, "
+                    f"data.tokenizer = {config.tokenizer}: must be the {manifest.tokenizer} that made {prefix}, "
                     "its checksum differs from the manifest's"
                 )
-        prepared = PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, tokenizer.eod_id)
+        eod_id = _agreed_end(tokenizer, prefixes, manifests, config.eod_token)
+        prepared = PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, eod_id)
     # A manifest may be wrong and a file damaged since: better known now than at some step.
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         corpus = IndexedCorpus(prefix, trusted=manifest is not None)
         check_tokens(corpus, prepared.vocab_size, at_most=_TOKENS_CHECKED)
     return prepared
+
+
+def _agreed_end(
+    tokenizer: Tokenizer, prefixes: Sequence[Path], manifests: Sequence[Manifest | None], eod_token: str | None
+) -> int:
+    # Which token was named when a corpus was prepared need not be said again: its manifest knows the id.
+    known = [(prefix, one.eod_id) for prefix, one in zip(prefixes, manifests, strict=True) if one is not None]
+    eod_id = tokenizer.eod_id if eod_token is not None or not known else known[0][1]
+    for prefix, made_with in known:
+        if made_with != eod_id:
+            raise UserError(
+                f"data.eod_token = {'null' if eod_token is None else eod_token}: the documents of {prefix} end with "
+                f"token {made_with} {tokenizer.piece(made_with)!r}, must be {eod_id} {tokenizer.piece(eod_id)!r} as "
+                f"{'in the other corpora' if eod_token is None else 'named'}"
+            )
+    return eod_id
