@@ -8,7 +8,7 @@ import numpy as np
 
 from megaqk.data.files import sha256_of
 from megaqk.data.indexed import IndexedCorpus, data_path, index_path
-from megaqk.data.manifest import Manifest, measured, read_manifest
+from megaqk.data.manifest import Manifest, check_counts, measured, read_manifest
 from megaqk.data.tokenizer import Tokenizer
 from megaqk.errors import UserError
 
@@ -72,6 +72,7 @@ def verify_corpus(corpus: IndexedCorpus, *, vocab_size: int | None) -> list[str]
     manifest = read_manifest(corpus.prefix)
     good = []
     if manifest is not None:
+        check_counts(corpus, manifest)
         good.append(_verify_files(corpus.prefix, manifest))
         vocab_size = vocab_size or manifest.vocab_size
     if vocab_size is not None:

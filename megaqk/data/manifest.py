@@ -1,18 +1,20 @@
 """The record beside each corpus of what it was made from and what it holds."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from megaqk.config.base import Section
+from megaqk.config.base import Section, refusal
 from megaqk.data.checksum import block_checksum
 from megaqk.data.comm import Comm
 from megaqk.data.files import os_errors_named, written_whole
-from megaqk.data.indexed import data_path, index_path
+from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.errors import UserError
 
 FORMAT = 1
+
+Count = Annotated[int, Field(ge=0)]
 
 
 class Contents(Section):
@@ -23,7 +25,7 @@ class Contents(Section):
         checksum: See `checksum.block_checksum`.
     """
 
-    size: int
+    size: Count
     checksum: str
 
 
@@ -45,16 +47,23 @@ class Manifest(Section):
     """
 
     format: int = FORMAT
-    documents: int
-    tokens: int
-    vocab_size: int
-    eod_id: int
+    documents: Count
+    tokens: Count
+    # Tokens are of 32 bits at most.
+    vocab_size: int = Field(ge=1, lt=2**31)
+    eod_id: Count
     tokenizer: str
     tokenizer_sha256: str
     data: Contents
     index: Contents
-    skipped: dict[str, int]
+    skipped: dict[str, Count]
     source: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        if self.eod_id >= self.vocab_size:
+            raise refusal("eod_id", self.eod_id, f"must be below vocab_size, {self.vocab_size}")
+        return self
 
 
 def manifest_path(prefix: Path) -> Path:
@@ -87,10 +96,19 @@ def read_manifest(prefix: Path) -> Manifest | None:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{path}: not a corpus manifest of format {FORMAT}") from error
+        raise UserError(f"{path}: not a corpus manifest of format {FORMAT}: {_problem(error)}") from error
     if manifest.format != FORMAT:
         raise UserError(f"{path}: a manifest of format {manifest.format}: must be {FORMAT}")
     return manifest
+
+
+def _problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    # A value of another type may be as long as it likes.
+    value = f" = {first['input']}" if type(first["input"]) is int else ""
+    return f"{key}{value}: {message}" if key else message
 
 
 def sizes_match(prefix: Path, manifest: Manifest) -> bool:
@@ -111,6 +129,16 @@ def check_sizes(prefix: Path, manifest: Manifest) -> None:
                 f"{path}: {size} bytes, {manifest_path(prefix).name} says {contents.size}: it was changed or damaged "
                 "after it was made; make it again, or remove the manifest of a corpus that has been replaced"
             )
+
+
+def check_counts(corpus: IndexedCorpus, manifest: Manifest) -> None:
+    """Raise a `UserError` where the manifest counts other documents or tokens than its corpus has."""
+    for what, has, says in (
+        ("documents", corpus.num_documents, manifest.documents),
+        ("tokens", corpus.num_tokens, manifest.tokens),
+    ):
+        if has != says:
+            raise UserError(f"{manifest_path(corpus.prefix)}: {what} = {says}: must be {has}, which the corpus has")
 
 
 def is_described(prefix: Path) -> bool:

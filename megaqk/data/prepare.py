@@ -17,7 +17,7 @@ from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, writte
 from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.data.inspection import check_tokens
 from megaqk.data.lanes import iterate_texts
-from megaqk.data.manifest import FORMAT, Manifest, check_sizes, manifest_path, read_manifest, sizes_match
+from megaqk.data.manifest import FORMAT, Manifest, check_counts, check_sizes, manifest_path, read_manifest, sizes_match
 from megaqk.data.sources import Source, find_sources
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
@@ -189,6 +189,8 @@ def _given(prefixes: tuple[Path, ...], config: DataConfig) -> PreparedData:
     # A manifest may be wrong and a file damaged since: better known now than at some step.
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         corpus = IndexedCorpus(prefix, trusted=manifest is not None)
+        if manifest is not None:
+            check_counts(corpus, manifest)
         check_tokens(corpus, prepared.vocab_size, at_most=_TOKENS_CHECKED)
     return prepared
 

@@ -9,6 +9,7 @@ import pytest
 from megaqk.config.data import DataConfig
 from megaqk.data import load_tokenizer, prepare
 from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.manifest import manifest_path
 from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
@@ -145,6 +146,31 @@ def test_a_corpus_that_is_not_as_its_manifest_says_is_refused(text: Path, with_t
     data.unlink()
     with pytest.raises(UserError, match=r"corpus.bin: No such file"):
         prepare(given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("vocab_size", 10**12, "vocab_size = 1000000000000: Input should be less than 2147483648"),
+        ("vocab_size", -5, "vocab_size = -5: Input should be greater than or equal to 1"),
+        ("eod_id", 9_000_000, "eod_id = 9000000: must be below vocab_size, 320"),
+        ("eod_id", -3, "eod_id = -3: Input should be greater than or equal to 0"),
+        ("tokens", 1, r"corpus.manifest.json: tokens = 1: must be \d+, which the corpus has"),
+        ("documents", 301, "corpus.manifest.json: documents = 301: must be 300, which the corpus has"),
+    ],
+)
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_manifest_is_not_believed_blindly(
+    text: Path, key: str, value: int, message: str, with_tokenizer: bool
+) -> None:
+    prepared = prepare(make(text))
+    path = manifest_path(prepared.corpora[0])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    tokenizer = str(prepared.tokenizer) if with_tokenizer else None
+    with pytest.raises(UserError, match=message) as refusal:
+        prepare(DataConfig(corpus=str(prepared.corpora[0]), tokenizer=tokenizer))
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_sources_share_a_tokenizer(text: Path, tmp_path: Path) -> None:
