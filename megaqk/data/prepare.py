@@ -67,11 +67,14 @@ def prepare(config: DataConfig) -> PreparedData:
     sources = find_sources(patterns, key="data.text", text_field=config.text_field)
     key = _key(config, sources)
     directory = Path(config.cache_dir) / key
-    found = _find(directory)
+    for path in (Path(config.cache_dir), directory):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"data.cache_dir = {config.cache_dir}: {path} must be a directory: remove that file")
+    found = _find(directory, config.eod_token)
     if found is None:
         with exclusive_lock(Path(config.cache_dir) / f"{key}.lock"):
             # Another process may have made it while we waited.
-            found = _find(directory) or _make(config, sources, directory)
+            found = _find(directory, config.eod_token) or _make(config, sources, directory)
     return found
 
 
@@ -94,7 +97,7 @@ def _key(config: DataConfig, sources: list[Source]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _find(directory: Path) -> PreparedData | None:
+def _find(directory: Path, eod_token: str | None) -> PreparedData | None:
     prefix = directory / "corpus"
     try:
         manifest = read_manifest(prefix)
@@ -105,16 +108,33 @@ def _find(directory: Path) -> PreparedData | None:
     tokenizer = directory / manifest.tokenizer
     if not tokenizer.is_file() or sha256_of(tokenizer) != manifest.tokenizer_sha256:
         return None
+    if not _contents_match(prefix, manifest) or not _numbers_match(prefix, manifest, tokenizer, eod_token):
+        return None
+    return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id)
+
+
+def _contents_match(prefix: Path, manifest: Manifest) -> bool:
     for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
         if contents.size <= _WHOLE_BYTES:
             good = block_checksum(path, threads=4) == contents.checksum
         else:
             # It is written last, so it may be missing; `data inspect --verify` reads all.
             sample = _sample_path(path)
-            good = not sample.exists() or sample.read_text() == sampled_checksum(path)
+            with os_errors_named(sample):
+                good = not sample.exists() or sample.read_bytes() == sampled_checksum(path).encode()
         if not good:
-            return None
-    return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id)
+            return False
+    return True
+
+
+def _numbers_match(prefix: Path, manifest: Manifest, tokenizer: Path, eod_token: str | None) -> bool:
+    # The manifest has no checksum of its own.
+    try:
+        check_counts(IndexedCorpus(prefix, trusted=True), manifest)
+        loaded = load_tokenizer(tokenizer, eod_token)
+        return (loaded.vocab_size, loaded.eod_id) == (manifest.vocab_size, manifest.eod_id)
+    except UserError:
+        return False
 
 
 def _sample_path(path: Path) -> Path:
@@ -135,7 +155,7 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
     if given is not None:
         with written_whole(model_path) as beside, os_errors_named(given):
             beside.write_bytes(given.read_bytes())
-    elif not model_path.exists():
+    elif not _opens(model_path):
         model = train_sentencepiece(
             iterate_texts(sources, skip_bad=skip_bad),
             vocab_size=config.vocab_size,
@@ -160,9 +180,17 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
         if path.stat().st_size > _WHOLE_BYTES:
             with written_whole(_sample_path(path)) as beside:
                 beside.write_text(sampled_checksum(path))
-    made = _find(directory)
+    made = _find(directory, config.eod_token)
     assert made is not None, f"{directory / 'corpus'} was just written"
     return made
+
+
+def _opens(model_path: Path) -> bool:
+    try:
+        load_tokenizer(model_path)
+    except UserError:
+        return False
+    return True
 
 
 def _given(prefixes: tuple[Path, ...], config: DataConfig) -> PreparedData:

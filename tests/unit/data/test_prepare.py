@@ -1,6 +1,7 @@
 import importlib
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,47 @@ def test_a_damaged_large_cache_is_made_again(text: Path, monkeypatch: pytest.Mon
         path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
         assert prepare(make(text)) == prepared
         assert path.read_bytes() == good, name
+
+
+def test_a_damaged_sample_is_made_again(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PREPARE, "_WHOLE_BYTES", 0)
+    prepared = prepare(make(text))
+    sample = prepared.corpora[0].with_name("corpus.bin.sample")
+    good = sample.read_bytes()
+    sample.write_bytes(b"\xff\xfe" + good)
+    assert prepare(make(text)) == prepared
+    assert sample.read_bytes() == good
+
+
+@pytest.mark.parametrize(("key", "value"), [("vocab_size", 330), ("eod_id", 7), ("tokens", 1), ("documents", 3)])
+def test_a_cached_manifest_that_was_changed_is_made_again(text: Path, key: str, value: int) -> None:
+    prepared = prepare(make(text))
+    path = manifest_path(prepared.corpora[0])
+    good = path.read_bytes()
+    path.write_text(json.dumps(json.loads(good) | {key: value}))
+    assert prepare(make(text)) == prepared
+    assert path.read_bytes() == good
+
+
+def test_a_damaged_tokenizer_of_unfinished_work_is_trained_again(text: Path) -> None:
+    prepared = prepare(make(text))
+    assert prepared.tokenizer is not None
+    good = prepared.tokenizer.read_bytes()
+    # As a kill between the tokenizer and the end of the corpus leaves it.
+    for path in prepared.corpora[0].parent.glob("corpus.*"):
+        path.unlink()
+    prepared.tokenizer.write_bytes(b"not a model")
+    assert prepare(make(text)) == prepared
+    assert prepared.tokenizer.read_bytes() == good
+
+
+def test_a_file_in_place_of_the_cache_is_named(text: Path) -> None:
+    directory = prepare(make(text)).corpora[0].parent
+    for path in (directory, directory.parent):
+        shutil.rmtree(path)
+        path.write_text("")
+        with pytest.raises(UserError, match=f"data.cache_dir = .*: {path} must be a directory: remove that file"):
+            prepare(make(text))
 
 
 def test_processes_that_start_together_agree(text: Path) -> None:
