@@ -18,6 +18,7 @@ from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.data.inspection import check_tokens
 from megaqk.data.lanes import iterate_texts
 from megaqk.data.manifest import FORMAT, Manifest, check_counts, check_sizes, manifest_path, read_manifest, sizes_match
+from megaqk.data.packing import check_ends
 from megaqk.data.sources import Source, find_sources
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.data.tokenizer_training import train_sentencepiece
@@ -220,6 +221,8 @@ def _given(prefixes: tuple[Path, ...], config: DataConfig) -> PreparedData:
         if manifest is not None:
             check_counts(corpus, manifest)
         check_tokens(corpus, prepared.vocab_size, at_most=_TOKENS_CHECKED)
+        if config.separate_documents:
+            check_ends(corpus, prepared.eod_id)
     return prepared
 
 

@@ -215,6 +215,22 @@ def test_a_manifest_is_not_believed_blindly(
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("key", ["corpus", "sources"])
+def test_documents_cannot_be_kept_apart_without_their_ends(text: Path, key: str) -> None:
+    prepared = prepare(make(text, separate_documents=True))
+    corpus, bare = IndexedCorpus(prepared.corpora[0]), text.parent / "bare"
+    write_corpus(bare, corpus.dtype, [corpus.document(number)[:-1] for number in range(300)])
+    places = [str(bare)] if key == "corpus" else [str(prepared.corpora[0]), str(bare)]
+    data = {"corpus": places[0]} if key == "corpus" else {"sources": [{"corpus": one, "weight": 1} for one in places]}
+    config = DataConfig(**data, tokenizer=str(prepared.tokenizer))
+    assert prepare(config).corpora[-1] == bare
+    with pytest.raises(
+        UserError, match=r"^data.separate_documents = true: document 0 of .*bare ends with token \d+, m"
+    ):
+        prepare(config.model_copy(update={"separate_documents": True}))
+    prepare(DataConfig(corpus=str(prepared.corpora[0]), separate_documents=True))
+
+
 def test_sources_share_a_tokenizer(text: Path, tmp_path: Path) -> None:
     prepared, other = prepare(make(text)), prepare(make(text, vocab_size=330))
     sources = [
