@@ -1,9 +1,11 @@
 """Training a sentencepiece tokenizer."""
 
 import io
+import math
+import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal
 
 import sentencepiece
@@ -28,6 +30,25 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
                 yield line
 
 
+def _sampled(lines: Iterator[str], count: int) -> list[str]:
+    # Algorithm L (Li, 1994): draws how many lines to pass over, so that millions of lines take few draws. The trainer's
+    # own sampling starts from another seed in every process.
+    draws = random.Random(0)
+
+    def draw() -> float:
+        return draws.random() or 0.5  # in (0, 1)
+
+    sample = list(islice(lines, count))
+    kept = math.exp(math.log(draw()) / count)
+    while True:
+        passed = int(math.log(draw()) / math.log1p(-kept))
+        line = next(islice(lines, passed, None), None)
+        if line is None:
+            return sample
+        sample[int(draw() * count)] = line
+        kept *= math.exp(math.log(draw()) / count)
+
+
 def train_sentencepiece(
     texts: Iterable[str],
     *,
@@ -45,7 +66,7 @@ def train_sentencepiece(
         vocab_size: Number of ids, all special ones included.
         kind: Byte-pair encoding or a unigram language model.
         special_tokens: Texts that always become one id each.
-        sample_lines: Train on this many lines drawn at random (with a fixed seed); 0 takes all.
+        sample_lines: Train on this many lines drawn at random, always the same ones of the same texts; 0 takes all.
         vocab_size_key: What the user calls `vocab_size`, for messages.
         input_key: What the user calls the texts, for messages.
 
@@ -61,16 +82,16 @@ def train_sentencepiece(
     first = next(lines, None)
     if first is None:
         raise UserError(f"{input_key}: must hold text to learn from")
+    lines = chain([first], lines)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=chain([first], lines),
+            sentence_iterator=iter(_sampled(lines, sample_lines)) if sample_lines else lines,
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,
             num_threads=_THREADS,
-            input_sentence_size=sample_lines,
-            shuffle_input_sentence=sample_lines > 0,
+            input_sentence_size=0,
             max_sentence_length=_LONGEST_LINE,
             byte_fallback=True,
             character_coverage=0.9999,

@@ -1,10 +1,13 @@
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from megaqk.data.tokenizer import load_tokenizer
-from megaqk.data.tokenizer_training import train_sentencepiece
+from megaqk.data.tokenizer_training import _sampled, train_sentencepiece
 from megaqk.errors import UserError
 
 WORDS = "once upon a midnight dreary while I pondered weak and weary over many a quaint curious volume".split()  # noqa: SIM905
@@ -75,3 +78,34 @@ def test_kinds_special_tokens_and_samples(tmp_path: Path, kind: Literal["bpe", "
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in TEXTS)
     # A line of text is a sample; the draw does not change from run to run.
     assert train(sample_lines=300) == train(sample_lines=300) != train()
+
+
+SAMPLED = """
+import hashlib
+from megaqk.data.tokenizer_training import train_sentencepiece
+texts = (f"{'once upon a midnight dreary'.split()[i % 5]}{i * 7919 % 10007} and {i}" for i in range(3000))
+print(hashlib.sha256(train_sentencepiece(texts, vocab_size=320, sample_lines=200)).hexdigest())
+"""
+
+
+def test_a_sample_is_the_same_in_every_process() -> None:
+    made = [subprocess.check_output([sys.executable, "-c", SAMPLED], text=True, timeout=120) for _ in range(3)]
+    assert len(made[0]) > 60
+    assert len(set(made)) == 1
+
+
+def test_every_line_is_as_likely_to_be_drawn() -> None:
+    # Blocks of a thousand lines each give a tenth of the sample, within five standard deviations.
+    drawn = _sampled((str(number) for number in range(10_000)), 2000)
+    assert len(set(drawn)) == 2000
+    assert all(abs(count - 200) < 65 for count in Counter(int(line) // 1000 for line in drawn).values())
+
+
+@pytest.mark.parametrize("count", [1, 2, 399, 400, 401, 10**6])
+def test_samples_of_any_size(count: int) -> None:
+    lines = [str(number) for number in range(400)]
+    drawn = _sampled(iter(lines), count)
+    assert len(drawn) == min(count, 400)
+    assert set(drawn) <= set(lines)
+    if count >= 400:
+        assert drawn == lines
