@@ -17,6 +17,8 @@ from megaqk.errors import UserError
 _READ = 1 << 20
 # Four compressed bytes can stand for 128 KiB, so a whole block might take all memory at once.
 _ZSTD_FEED = 1 << 10
+# The format's own limit: dumps of the web are compressed with `zstd --long=31`. Only what a frame uses is held.
+_ZSTD_WINDOW = 1 << 31
 _LONGEST_LINE = 1 << 30
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -44,16 +46,17 @@ class Chunk:
 
 def _zstd_blocks(stream: IO[bytes]) -> Iterator[bytes]:
     # zstandard's own stream reader takes a truncated file for a whole one, hence the frames are followed here.
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    decompressor = frames.decompressobj()
     fed = False
-    while block := stream.read(min(_ZSTD_FEED, _READ)):
+    while block := stream.read(_ZSTD_FEED):
         while block:
             if data := decompressor.decompress(block):
                 yield data
             fed = True
             block = decompressor.unused_data
             if decompressor.eof:
-                decompressor = zstandard.ZstdDecompressor().decompressobj()
+                decompressor = frames.decompressobj()
                 fed = False
     if fed:
         raise EOFError("the compressed data ends in the middle")

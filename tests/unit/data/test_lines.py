@@ -39,6 +39,7 @@ def test_chunks_are_cut_by_content_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, size: int, block: int
 ) -> None:
     monkeypatch.setattr(lines, "_READ", block)
+    monkeypatch.setattr(lines, "_ZSTD_FEED", min(block, lines._ZSTD_FEED))
     path = tmp_path / f"t.jsonl{suffix}"
     path.write_bytes(PACKERS[suffix](TEXT))
     chunks = list(line_chunks(path, size))
@@ -54,6 +55,26 @@ def test_concatenated_frames_are_one_text(tmp_path: Path) -> None:
         path = tmp_path / f"t{suffix}"
         path.write_bytes(PACKERS[suffix](TEXT) + PACKERS[suffix](b"more\n"))
         assert b"".join(chunk.lines or b"" for chunk in line_chunks(path, 1000)) == TEXT + b"more\n"
+
+
+def with_long_window() -> bytes:
+    # The size must not be known beforehand, or the window becomes as small as the text.
+    parameters = zstandard.ZstdCompressionParameters(window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(TEXT) + packer.flush()
+
+
+def with_longest_window() -> bytes:
+    # By hand, since the compressor fills the window's memory: magic, no flags, a window of 2^31, one last raw block.
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + (len(TEXT) << 3 | 1).to_bytes(3, "little") + TEXT
+
+
+@pytest.mark.parametrize("pack", [with_long_window, with_longest_window])
+def test_frames_with_long_windows_are_read(tmp_path: Path, pack: Callable[[], bytes]) -> None:
+    packed = pack()
+    assert zstandard.get_frame_parameters(packed).window_size > 1 << 27
+    (tmp_path / "t.zst").write_bytes(packed + PACKERS[".zst"](b"more\n"))
+    assert b"".join(chunk.lines or b"" for chunk in line_chunks(tmp_path / "t.zst", 1000)) == TEXT + b"more\n"
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in PACKERS if suffix])
