@@ -191,22 +191,32 @@ def find_sources(
         configuration: See `Source`.
 
     Raises:
-        UserError: A pattern matches nothing, or a file of unknown kind.
+        UserError: A pattern matches nothing, a file of unknown kind, or what was named before.
     """
     found: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
     for pattern in patterns:
-        if pattern.startswith("hf://"):
-            found.append((pattern.removeprefix("hf://"), "hub"))
-            continue
-        if any((Path(pattern) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-            found.append((pattern, "saved"))
-            continue
-        # A name with brackets is a file before it is a pattern. Path.glob refuses absolute patterns.
-        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        paths = [path for path in map(Path, names) if path.is_file()]
-        if not paths:
-            raise UserError(
-                f"{key} = {pattern}: must be a file, a pattern that matches files, a saved dataset or hf://NAME"
-            )
-        found += [(str(path), _file_builder(path)) for path in paths]
+        for name, builder in _matches(pattern, key):
+            same = name if builder == "hub" else str(Path(name).resolve())
+            if same in seen:
+                already = "" if seen[same] == name else f" (first as {seen[same]})"
+                raise UserError(f"{key} = {pattern}: names {name} again{already}: its documents would be there twice")
+            seen[same] = name
+            found.append((name, builder))
     return [Source(name, builder, text_field, text_unit, dataset_split, configuration) for name, builder in found]
+
+
+def _matches(pattern: str, key: str) -> list[tuple[str, str]]:
+    # Names and builders.
+    if pattern.startswith("hf://"):
+        return [(pattern.removeprefix("hf://"), "hub")]
+    if any((Path(pattern) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return [(pattern, "saved")]
+    # A name with brackets is a file before it is a pattern. Path.glob refuses absolute patterns.
+    names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    paths = [path for path in map(Path, names) if path.is_file()]
+    if not paths:
+        raise UserError(
+            f"{key} = {pattern}: must be a file, a pattern that matches files, a saved dataset or hf://NAME"
+        )
+    return [(str(path), _file_builder(path)) for path in paths]

@@ -70,6 +70,26 @@ def test_patterns_are_sorted_and_kept_in_order(tmp_path: Path) -> None:
     assert len(find_sources([str(tmp_path / "**" / "*.jsonl")], key="input")) == 3
 
 
+def test_an_input_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "ab"):
+        Path(f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    Path("link.jsonl").symlink_to("ab.jsonl")
+    write(tmp_path, "saved")
+    again = "again: its documents would be there twice"
+    for patterns, message in (
+        (["a.jsonl", "a*.jsonl"], f"input = a*.jsonl: names a.jsonl {again}"),
+        (["a*.jsonl", str(tmp_path / "a.jsonl")], f"names {tmp_path}/a.jsonl again (first as a.jsonl): its"),
+        (["*.jsonl"], "names link.jsonl again (first as ab.jsonl): its documents"),
+        (["tsaved", "./tsaved/"], "names ./tsaved/ again (first as tsaved): its documents"),
+        (["hf://x/y", "a.jsonl", "hf://x/y"], f"input = hf://x/y: names x/y {again}"),
+    ):
+        with pytest.raises(UserError) as caught:
+            find_sources(patterns, key="input")
+        assert message in str(caught.value)
+    assert len(find_sources(["a.jsonl", "ab.jsonl", "tsaved", "hf://a.jsonl"], key="input")) == 4
+
+
 def test_bounded_reading_takes_from_all_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megaqk.data.sources.CHUNK_BYTES", 100)
     for name in "ab":
