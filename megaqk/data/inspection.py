@@ -55,8 +55,18 @@ def describe_corpus(corpus: IndexedCorpus) -> list[str]:
         f"tokenizer        {manifest.tokenizer}, {manifest.vocab_size:,} ids, end of document {manifest.eod_id}, "
         f"sha256 {manifest.tokenizer_sha256[:16]}"
     )
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.skipped.items()))
-    return [*lines, f"left out         {left_out or 'nothing'}"]
+    return [*lines, f"left out         {_left_out(manifest)}"]
+
+
+def _left_out(manifest: Manifest) -> str:
+    whole = manifest.source.get("split")
+    skipped, whose = manifest.skipped, ""
+    if not skipped and isinstance(whole, dict) and isinstance(whole.get("skipped"), dict):
+        skipped, whose = whole["skipped"], " (of the corpus that this is a part of)"
+    # A note is free in form.
+    skipped = {reason: count for reason, count in skipped.items() if isinstance(count, int)}
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+    return f"{counts}{whose}" if counts else "nothing"
 
 
 def verify_corpus(corpus: IndexedCorpus, *, vocab_size: int | None) -> list[str]:
@@ -73,7 +83,8 @@ def verify_corpus(corpus: IndexedCorpus, *, vocab_size: int | None) -> list[str]
     good = []
     if manifest is not None:
         check_counts(corpus, manifest)
-        good.append(_verify_files(corpus.prefix, manifest))
+        verify_files(corpus.prefix, manifest)
+        good.append("checksums        as in the manifest")
         vocab_size = vocab_size or manifest.vocab_size
     if vocab_size is not None:
         check_tokens(corpus, vocab_size)
@@ -81,11 +92,11 @@ def verify_corpus(corpus: IndexedCorpus, *, vocab_size: int | None) -> list[str]
     return good
 
 
-def _verify_files(prefix: Path, manifest: Manifest) -> str:
+def verify_files(prefix: Path, manifest: Manifest) -> None:
+    """Read both files and raise a `UserError` that names the one whose checksum is not the manifest's."""
     for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
         if measured(path, threads=os.cpu_count() or 1) != contents:
             raise UserError(f"{path}: its checksum is not the manifest's: it was changed or damaged after it was made")
-    return "checksums        as in the manifest"
 
 
 def check_tokens(corpus: IndexedCorpus, vocab_size: int, *, at_most: int | None = None) -> None:
