@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 LONGEST_PERIOD = 1 << 16
+_INT64_MAX = (1 << 63) - 1
 
 
 def whole_weights(weights: Sequence[float | Fraction]) -> list[int]:
@@ -90,19 +91,28 @@ class _Pairs:
 
     def first_share(self, node: int, draws: Any) -> Any:
         """How many of the first `draws` (integers or an array of them) of a pair go to the first of it."""
-        total = self.weights[node]
-        return (2 * draws * self.weights[self.children[node][0]] + total) // (2 * total)
+        weight, total = self.weights[self.children[node][0]], self.weights[node]
+        # Whole periods apart: the product of what is left and a weight is below total ** 2, however far the run is.
+        periods, rest = draws // total, draws % total
+        return periods * weight + (2 * rest * weight + total) // (2 * total)
+
+    def _exact(self, node: int, draws: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        # Python's integers are exact but slow and large: 64 bits do where no intermediate of `first_share` of draws or
+        # draws + 1 can exceed them. Draws and weights shrink on the way down, so what fits goes on to fit.
+        last, total = int(draws.max()) + 1, self.weights[node]
+        fits = last <= _INT64_MAX and (2 * min(last, total) + 1) * total <= _INT64_MAX
+        return draws.astype(np.int64 if fits else object, copy=False)
 
     def locate(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         sources, ranks = np.empty_like(positions), np.empty_like(positions)
-        # Python's integers: a product of a weight and a position need not fit into 64 bits.
-        to_do: list[tuple[int, Any, Any]] = [(self.root, np.arange(len(positions)), positions.astype(object))]
+        to_do: list[tuple[int, Any, Any]] = [(self.root, np.arange(len(positions)), positions)]
         while to_do:
             node, where, draws = to_do.pop()
             if node < self.sources:
                 sources[where], ranks[where] = node, draws
             elif len(where):
                 first, second = self.children[node]
+                draws = self._exact(node, draws)
                 before = self.first_share(node, draws)
                 taken = (self.first_share(node, draws + 1) > before).astype(bool)
                 to_do.append((first, where[taken], before[taken]))

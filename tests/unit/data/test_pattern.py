@@ -87,6 +87,30 @@ def test_weights_without_a_small_denominator_do_not_drift() -> None:
         assert abs(int(count) - Fraction(weight, sum(weights)) * far) < 1
 
 
+@pytest.mark.parametrize("begin", [0, 1 << 20, (1 << 40) - 3, (1 << 62) - 17, (1 << 63) - 40])
+@pytest.mark.parametrize("bits", [20, 30, 31, 32, 40, 62, 63, 64, 90])
+def test_integers_of_64_bits_are_taken_only_where_they_are_exact(begin: int, bits: int) -> None:
+    weights = [(1 << bits) - 1, (1 << bits - 1) + 12_345, 98_765, (1 << bits - 2) + 7]
+    positions = np.array([begin, begin + 1, begin + 39, begin + 20], dtype=np.int64)
+    sources, ranks = Pattern([Fraction(weight) for weight in weights]).locate(positions)
+    for position, source, rank in zip(positions.tolist(), sources, ranks, strict=True):
+        # In Python's integers throughout.
+        before, after = (Pattern([Fraction(one) for one in weights]).counts(at) for at in (position, position + 1))
+        assert (after - before).tolist() == np.eye(4, dtype=np.int64)[source].tolist()
+        assert before[source] == rank
+
+
+def test_small_weights_need_no_python_integers() -> None:
+    pairs = Pattern([0.3123457, 0.6876543])._pairs
+    assert pairs is not None
+    assert pairs._exact(pairs.root, np.array([10**12])).dtype == np.int64
+    assert pairs._exact(pairs.root, np.array([5], dtype=object)).dtype == np.int64
+    large = Pattern([0.3123456789123, 0.6876543])._pairs
+    assert large is not None
+    assert large._exact(large.root, np.array([10**12])).dtype == object
+    assert large._exact(large.root, np.array([10**4])).dtype == np.int64
+
+
 def test_decimals_mean_what_they_say() -> None:
     positions = np.random.default_rng(0).integers(0, 10**9, 1000)
     exact = Pattern([Fraction(7, 10), Fraction(1, 4), Fraction(1, 20)]).locate(positions)
