@@ -1,10 +1,11 @@
 """What `data inspect` and `tokenizer inspect` print."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from megaqk.data.files import sha256_of
 from megaqk.data.indexed import IndexedCorpus, data_path, index_path
@@ -13,6 +14,7 @@ from megaqk.data.tokenizer import Tokenizer
 from megaqk.errors import UserError
 
 _BLOCK = 1 << 24
+_DOCUMENTS = 1 << 20
 _SAMPLED_BLOCKS = 1024
 _SHOWN_CHARACTERS = 300
 
@@ -35,18 +37,18 @@ def check_tokenizer(corpus: IndexedCorpus, tokenizer: Tokenizer) -> None:
 
 def describe_corpus(corpus: IndexedCorpus) -> list[str]:
     """Return lines with the counts and the distribution of document lengths."""
-    # Where each sequence starts, and where the last one ends; documents are runs of sequences.
-    starts = np.append(corpus.offsets, corpus.num_tokens * corpus.dtype.itemsize) // corpus.dtype.itemsize
-    lengths = np.diff(starts[corpus.documents])
     lines = [
         f"documents        {corpus.num_documents:,}",
         f"tokens           {corpus.num_tokens:,} ({corpus.dtype.name})",
     ]
     if corpus.num_documents:
-        low, median, high, longest = np.percentile(lengths, [0, 50, 95, 100], method="nearest")
+        blocks = [(int(one.min()), int(one.max()), int((one == 0).sum())) for one in _document_lengths(corpus)]
+        shortest, longest = min(block[0] for block in blocks), max(block[1] for block in blocks)
+        empty = sum(block[2] for block in blocks)
+        median, high = _ranked_length(corpus, 0.5, longest), _ranked_length(corpus, 0.95, longest)
         lines.append(
-            f"document length  mean {lengths.mean():,.1f}, shortest {low:,}, median {median:,}, 95 % {high:,}, "
-            f"longest {longest:,}; {int((lengths == 0).sum()):,} empty"
+            f"document length  mean {corpus.num_tokens / corpus.num_documents:,.1f}, shortest {shortest:,}, "
+            f"median {median:,}, 95 % {high:,}, longest {longest:,}; {empty:,} empty"
         )
     manifest = read_manifest(corpus.prefix)
     if manifest is None:
@@ -56,6 +58,33 @@ def describe_corpus(corpus: IndexedCorpus) -> list[str]:
         f"sha256 {manifest.tokenizer_sha256[:16]}"
     )
     return [*lines, f"left out         {_left_out(manifest)}"]
+
+
+def _document_lengths(corpus: IndexedCorpus) -> Iterator[npt.NDArray[np.int64]]:
+    # In blocks: a corpus may have more documents than there is memory for an array of their lengths.
+    for begin in range(0, corpus.num_documents, _DOCUMENTS):
+        # Documents are runs of sequences; one past the last sequence is where the tokens end.
+        sequences = corpus.documents[begin : begin + _DOCUMENTS + 1]
+        starts = np.full(len(sequences), corpus.num_tokens, dtype=np.int64)
+        inside = sequences < corpus.num_sequences
+        starts[inside] = corpus.offsets[sequences[inside]] // corpus.dtype.itemsize
+        yield np.diff(starts)
+
+
+def _ranked_length(corpus: IndexedCorpus, share: float, longest: int) -> int:
+    # The length below which `share` of the lengths lie, digit by digit in base 65536 from the top: a pass over the
+    # lengths counts by their next digit those that begin with the digits found so far. Nothing has to be sorted.
+    rank, found = round((corpus.num_documents - 1) * share), 0
+    for shift in range((max(longest.bit_length(), 1) - 1) // 16 * 16, -1, -16):
+        counts = np.zeros(1 << 16, dtype=np.int64)
+        for lengths in _document_lengths(corpus):
+            digits = lengths >> shift
+            counts += np.bincount(digits[digits >> 16 == found] & 0xFFFF, minlength=1 << 16)
+        ends = np.cumsum(counts)
+        digit = int(np.searchsorted(ends, rank, side="right"))
+        rank -= int(ends[digit - 1]) if digit else 0
+        found = found << 16 | digit
+    return found
 
 
 def _left_out(manifest: Manifest) -> str:
