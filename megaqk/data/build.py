@@ -221,7 +221,7 @@ class _Ahead:
     def __init__(self, encoded: Iterator[tuple[Place, Encoded]]) -> None:
         self._encoded = encoded
         self._kept: tuple[Place, Encoded] | None = None
-        self._shares: dict[int, float] = {}
+        self._shares: dict[int, float | None] = {}
 
     def before(self, until: int) -> Iterator[tuple[Place, Encoded]]:
         """Yield the chunks of all steps below `until` that were not yielded yet."""
@@ -235,9 +235,10 @@ class _Ahead:
             yield item
 
     @property
-    def consumed(self) -> float:
-        """Share of this rank's inputs that went into what was yielded, in [0, 1]."""
-        return sum(self._shares.values()) / max(len(self._shares), 1)
+    def consumed(self) -> float | None:
+        """Share of this rank's inputs that went into what was yielded, in [0, 1]; None where sizes are unknown."""
+        known = [share for share in self._shares.values() if share is not None]
+        return sum(known) / max(len(known), 1) if len(known) == len(self._shares) else None
 
     def close(self) -> None:
         """End the tokenising processes."""

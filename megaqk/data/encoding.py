@@ -43,7 +43,7 @@ class Encoded:
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int32]
     skipped: Counter[str]
-    consumed: float
+    consumed: float | None
 
 
 @dataclass(frozen=True)

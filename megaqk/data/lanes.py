@@ -42,7 +42,7 @@ class Lanes:
         for number, source in enumerate(sources):
             for chunk in source.chunks():
                 # Of the lane, not of the file: files of a lane are taken to be of like size.
-                share = (number + chunk.consumed) / len(sources)
+                share = None if chunk.consumed is None else (number + chunk.consumed) / len(sources)
                 yield Chunk(chunk.origin, chunk.first, chunk.lines, chunk.texts, share)
 
     def chunks(self, from_step: int) -> Iterator[tuple[Place, Chunk]]:

@@ -34,14 +34,14 @@ class Chunk:
         first: Number of the first line or row, counting from 1.
         lines: Whole lines of JSON, or None where the documents are texts already.
         texts: Texts, or None where the documents are lines; None inside stands for a row without text.
-        consumed: Share of the input's bytes read once this chunk has been read, in [0, 1].
+        consumed: Share of the input that has been read with this chunk, in [0, 1]; None where its size is unknown.
     """
 
     origin: str
     first: int
     lines: bytes | None
     texts: tuple[str | None, ...] | None
-    consumed: float
+    consumed: float | None
 
 
 def _zstd_blocks(stream: IO[bytes]) -> Iterator[bytes]:

@@ -6,6 +6,8 @@ import time
 from tqdm import tqdm
 
 _LINE_EVERY_SECONDS = 10.0
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}"
+_BAR_OF_UNKNOWN_SIZE = "{desc}{postfix}"
 
 
 class Progress:
@@ -16,31 +18,32 @@ class Progress:
         self._begun = self._last = time.monotonic()
         self._done_before: float | None = None
         self._lines = shown and not sys.stderr.isatty()
-        self._bar = tqdm(
-            total=1.0,
-            disable=not shown or self._lines,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
-            desc=label,
-        )
+        self._bar = tqdm(total=1.0, disable=not shown or self._lines, bar_format=_BAR_OF_UNKNOWN_SIZE, desc=label)
 
-    def update(self, tokens: int, fraction: float) -> None:
-        """Show the tokens made since the start and the share of the input read, in [0, 1]; 0 where unknown."""
+    def update(self, tokens: int, fraction: float | None) -> None:
+        """Show the tokens made since the start and the share of the input read, in [0, 1]; None where unknown."""
         now = time.monotonic()
         rate = tokens / max(now - self._begun, 1e-9)
-        if self._done_before is None:
+        counts = f"{tokens / 1e6:.1f}M tokens, {rate / 1e6:.2f}M tokens/s"
+        if self._done_before is None and fraction is not None:
             # What an earlier, interrupted run has done says nothing about this run's speed.
             self._done_before = self._bar.initial = fraction
-        self._bar.n = fraction
-        self._bar.set_postfix_str(f"{tokens / 1e6:.1f}M tokens, {rate / 1e6:.2f}M tokens/s")
+        self._bar.bar_format = _BAR_OF_UNKNOWN_SIZE if fraction is None else _BAR
+        self._bar.n = fraction or 0.0
+        self._bar.set_postfix_str(counts)
         if self._lines and now - self._last >= _LINE_EVERY_SECONDS:
             self._last = now
-            gained = fraction - self._done_before
-            left = f", {(1 - fraction) / gained * (now - self._begun):.0f} s left" if gained > 0 else ""
-            print(
-                f"{self._label}: {fraction:.0%}, {tokens / 1e6:.1f}M tokens, {rate / 1e6:.2f}M tokens/s{left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            sys.stderr.write(f"{self._label}: {self._share(fraction)}{counts}{self._left(fraction, now)}\n")
+            sys.stderr.flush()
+
+    @staticmethod
+    def _share(fraction: float | None) -> str:
+        return "" if fraction is None else f"{fraction:.0%}, "
+
+    def _left(self, fraction: float | None, now: float) -> str:
+        if fraction is None or self._done_before is None or fraction <= self._done_before:
+            return ""
+        return f", {(1 - fraction) / (fraction - self._done_before) * (now - self._begun):.0f} s left"
 
     def close(self) -> None:
         """Leave the terminal in order."""

@@ -24,6 +24,7 @@ CHUNK_BYTES = 1 << 20
 _LINE_FORMATS = (".jsonl", ".ndjson")
 _BUILDERS = {".json": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow", ".txt": "text", ".text": "text"}
 _ROWS = 1000
+_SEPARATOR_BYTES: dict[TextUnit, int] = {"document": 0, "paragraph": 2, "line": 1}
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ class Source:
         """
         if self.builder == "lines":
             return line_chunks(Path(self.name), CHUNK_BYTES)
-        return self._chunked(
-            text_documents(Path(self.name), self.text_unit) if self.builder == "text" else self._dataset_texts()
-        )
+        return self._chunked(self._plain_texts() if self.builder == "text" else self._dataset_texts())
 
     def _dataset(self) -> Any:
         import datasets  # takes seconds to import, and a prepared corpus needs it no more
@@ -81,33 +80,55 @@ class Source:
                 if self.dataset_split not in saved:
                     raise UserError(f"{self.name}: no split {self.dataset_split}, it has {', '.join(saved)}")
                 saved = saved[self.dataset_split]
-            return saved.to_iterable_dataset()
+            return saved
         if self.builder == "hub":
             return datasets.load_dataset(self.name, self.configuration, split=self.dataset_split, streaming=True)
         return datasets.load_dataset(self.builder, data_files=glob.escape(self.name), split="train", streaming=True)
 
-    def _chunked(self, texts: Iterable[str | None]) -> Iterator[Chunk]:
+    def _file_rows(self) -> int | None:
+        # Where the file says so by itself.
+        if self.builder == "parquet":
+            import pyarrow.parquet
+
+            return int(pyarrow.parquet.read_metadata(self.name).num_rows)
+        return _arrow_rows(self.name) if self.builder == "arrow" else None
+
+    def _chunked(self, texts: Iterable[tuple[str | None, float | None]]) -> Iterator[Chunk]:
         first, held, size = 1, list[str | None](), 0
-        for text in texts:
+        for text, consumed in texts:
             held.append(text)
             size += len(text or "")
             if size >= CHUNK_BYTES:
-                yield Chunk(self.name, first, None, tuple(held), 0.0)
+                yield Chunk(self.name, first, None, tuple(held), consumed)
                 first, held, size = first + len(held), [], 0
         if held:
             yield Chunk(self.name, first, None, tuple(held), 1.0)
 
-    def _dataset_texts(self) -> Iterator[str | None]:
+    def _plain_texts(self) -> Iterator[tuple[str, float | None]]:
+        path = Path(self.name)
+        # The text of a compressed file has no size that is known beforehand.
+        total = None if path.suffix in COMPRESSIONS else _size_and_time(path)[0]
+        done = 0
+        for text in text_documents(path, self.text_unit):
+            done += len(text.encode("utf-8", "surrogateescape")) + _SEPARATOR_BYTES[self.text_unit]
+            yield text, _share(done, total)
+
+    def _dataset_texts(self) -> Iterator[tuple[str | None, float | None]]:
         try:
-            if self._without_rows():
+            total, done = self._file_rows(), 0
+            if total == 0 or self._is_blank():
                 return
-            for table in self._dataset().with_format("arrow").iter(batch_size=_ROWS):
+            dataset = self._dataset()
+            if self.builder == "saved":
+                total, dataset = len(dataset), dataset.to_iterable_dataset()
+            for table in dataset.with_format("arrow").iter(batch_size=_ROWS):
                 if self.text_field not in table.column_names:
                     raise UserError(f"{self.name}: no field {self.text_field}, it has {', '.join(table.column_names)}")
                 for text in _values(table.column(self.text_field)):
                     if text is not None and not isinstance(text, str):
                         raise UserError(f"{self.name}: field {self.text_field} holds {type(text).__name__}, not text")
-                    yield text
+                    done += 1
+                    yield text, _share(done, total)
         except UserError:
             raise
         except Exception as error:
@@ -115,15 +136,26 @@ class Source:
             cause = str(error.__cause__ or error) or type(error).__name__
             raise UserError(f"{self.name}: {cause.splitlines()[0]}") from error
 
-    def _without_rows(self) -> bool:
+    def _is_blank(self) -> bool:
         # The library's readers fail, each in its way, on files that hold nothing.
-        if self.builder in ("json", "csv"):
-            return not any(block.strip() for block in read_blocks(Path(self.name)))
-        if self.builder == "parquet":
-            import pyarrow.parquet
+        return self.builder in ("json", "csv") and not any(block.strip() for block in read_blocks(Path(self.name)))
 
-            return int(pyarrow.parquet.read_metadata(self.name).num_rows) == 0
-        return False
+
+def _share(done: int, total: int | None) -> float | None:
+    return None if total is None else min(done / max(total, 1), 1.0)
+
+
+def _arrow_rows(name: str) -> int:
+    import pyarrow
+
+    # Of a mapped file only the headers of its batches are read.
+    with pyarrow.memory_map(name) as mapped:
+        try:
+            return sum(batch.num_rows for batch in pyarrow.ipc.open_stream(mapped))
+        except pyarrow.ArrowInvalid:  # the other of the two formats
+            mapped.seek(0)
+            opened = pyarrow.ipc.open_file(mapped)
+            return sum(opened.get_batch(number).num_rows for number in range(opened.num_record_batches))
 
 
 def _values(column: Any) -> list[Any]:

@@ -70,6 +70,41 @@ def test_patterns_are_sorted_and_kept_in_order(tmp_path: Path) -> None:
     assert len(find_sources([str(tmp_path / "**" / "*.jsonl")], key="input")) == 3
 
 
+def write_arrow(path: Path, *, stream: bool) -> None:
+    table = pyarrow.table({"text": TEXTS})
+    opened = pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file
+    with opened(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=20)
+
+
+@pytest.mark.parametrize(
+    "name", ["t.txt", ".parquet", "saved", "stream.arrow", "file.arrow", ".csv", ".json", "t.txt.gz"]
+)
+def test_how_much_has_been_read_is_known_or_not_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("megaqk.data.sources.CHUNK_BYTES", 100)
+    path = tmp_path / name
+    if name.endswith(".arrow"):
+        write_arrow(path, stream=name == "stream.arrow")
+    elif name.startswith("t.txt"):
+        raw = "\n\n".join(TEXTS).encode()
+        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    else:
+        path = write(tmp_path, name)
+    (source,) = find_sources([str(path)], key="input", text_unit="paragraph")
+    chunks = list(source.chunks())
+    assert [text for chunk in chunks for text in chunk.texts or ()] == TEXTS
+    shares = [chunk.consumed for chunk in chunks]
+    if name in (".csv", ".json", "t.txt.gz"):
+        assert set(shares[:-1]) == {None}
+        assert shares[-1] in (None, 1)
+    else:
+        read = [(chunk.first - 1 + len(chunk.texts or ())) / len(TEXTS) for chunk in chunks]
+        assert shares == pytest.approx(read, abs=0.03)
+        assert shares[-1] == 1
+
+
 def test_an_input_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a", "ab"):
