@@ -4,7 +4,8 @@
 each a pure function of the global sample position and so independent of how the run is spread over ranks.
 """
 
-from megaqk.data.prepare import PreparedData, prepare
+from megaqk.data.given import PreparedData
+from megaqk.data.prepare import prepare
 from megaqk.data.splits import Splits, open_splits
 from megaqk.data.stream import SampleStream
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer

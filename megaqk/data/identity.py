@@ -8,10 +8,10 @@ from megaqk.config.data import DataConfig, SourceConfig
 from megaqk.data.blend import resolve_stages
 from megaqk.data.checksum import sampled_checksum
 from megaqk.data.files import sha256_of
+from megaqk.data.given import PreparedData
 from megaqk.data.indexed import data_path, index_path
 from megaqk.data.manifest import read_manifest
 from megaqk.data.pattern import whole_weights
-from megaqk.data.prepare import PreparedData
 from megaqk.errors import UserError
 
 

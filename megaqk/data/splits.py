@@ -6,10 +6,10 @@ from pathlib import Path
 
 from megaqk.config.data import DataConfig
 from megaqk.data.blend import BlendStream, Stage, resolve_stages
+from megaqk.data.given import PreparedData
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import is_described
 from megaqk.data.pattern import whole_weights
-from megaqk.data.prepare import PreparedData
 from megaqk.data.stream import PackedStream, SampleStream, samples_in
 from megaqk.errors import UserError
 

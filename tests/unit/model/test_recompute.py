@@ -17,9 +17,7 @@ VOCAB, LENGTH = 61, 16
 def gradients(recompute: str, **model: Any) -> dict[str, Tensor]:
     """Gradients of two micro-batches: both forward passes come before the first backward pass, as in a pipeline."""
     architecture = ModelConfig(num_layers=2, hidden_size=24, num_heads=4, init_std=0.2, **model)
-    context = ModelContext(
-        model=architecture, rows=VOCAB, tokens=VOCAB, max_positions=LENGTH, recompute=recompute
-    )
+    context = ModelContext(model=architecture, rows=VOCAB, tokens=VOCAB, max_positions=LENGTH, recompute=recompute)
     decoder = Decoder(context)
     initialize(decoder.global_parameters(), context, seed=5)
     samples = torch.randint(VOCAB, (2, 3, LENGTH + 1), generator=torch.Generator().manual_seed(0))
