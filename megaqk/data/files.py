@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,14 +54,25 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold an advisory lock on file `path`, waiting for other processes; the kernel frees it if we die."""
+def exclusive_lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
+    """Hold an advisory lock on file `path`, waiting for other processes; the kernel frees it if we die.
+
+    Args:
+        path: The file, made if need be.
+        waiting: A line for stderr where another process has the lock.
+    """
     with os_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with os_errors_named(path):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is not None:
+                    sys.stderr.write(f"{waiting}\n")
+                    sys.stderr.flush()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
