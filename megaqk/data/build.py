@@ -6,34 +6,34 @@ A journal beside it says up to where the partial file is good, which is where an
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.comm import Comm, agreed
-from megaqk.data.documents import EMPTY
+from megaqk.data.comm import Comm, agreed, all_done, all_done_exchanging
 from megaqk.data.encoding import Encoded, Recipe, encode_in_order
-from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of
-from megaqk.data.indexed import data_path, token_dtype
+from megaqk.data.files import exclusive_lock, os_errors_named, sha256_of, sync_file
+from megaqk.data.indexed import token_dtype
 from megaqk.data.journal import (
     Journal,
+    find_made,
     lengths_path,
-    open_journal,
     partial_index_path,
     partial_path,
-    read_journal,
     remove_journal,
     write_journal,
 )
-from megaqk.data.lanes import Lanes, Place
-from megaqk.data.manifest import Manifest, measured, read_manifest, sizes_match
+from megaqk.data.lanes import Ahead, Lanes, Place
+from megaqk.data.manifest import Contents, Manifest, measured
 from megaqk.data.progress import Progress
 from megaqk.data.publishing import publish
 from megaqk.data.sources import Source
@@ -72,179 +72,157 @@ def build_corpus(
     Raises:
         UserError: An input or the output is at fault; on every rank, whichever met it. What was done is kept.
     """
+    tokenizer, state = all_done(comm, lambda: _described(sources, recipe))
+    _check_same(comm, prefix, state, recipe)
+    with contextlib.ExitStack() as stack:
+
+        def look() -> tuple[Manifest | None, Journal]:
+            # Rank 0 looks (and cuts the partial files back) for all.
+            if comm.rank:
+                return None, Journal(state)
+            waiting = f"{prefix}: another process is making it, waiting for it to end"
+            stack.enter_context(exclusive_lock(prefix.with_name(f".{prefix.name}.lock"), waiting=waiting))
+            itemsize = token_dtype(tokenizer.vocab_size).itemsize
+            return find_made(prefix, state, itemsize, skip_bad=recipe.skip_bad, overwrite=overwrite, threads=workers)
+
+        found, journal = agreed(comm, look)[0]
+        if found is None:
+            chunks = Lanes(sources, rank=comm.rank, size=comm.size)
+            journal = _encode_all(chunks, prefix, recipe, tokenizer, journal, comm, workers)
+            found = _finish(prefix, recipe, tokenizer, journal, comm, workers)
+        agreed(comm, lambda: remove_journal(prefix) if comm.rank == 0 else None)
+    return found
+
+
+def _described(sources: Sequence[Source], recipe: Recipe) -> tuple[Tokenizer, dict[str, Any]]:
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.eod_token)
     eod_id = tokenizer.eod_id
-    state: dict[str, Any] = {
+    return tokenizer, {
         "sources": [source.state() for source in sources],
         "tokenizer": sha256_of(recipe.tokenizer),
         # The one found by name follows from the tokenizer.
         **({} if recipe.eod_token is None else {"eod_id": eod_id}),
     }
-    with contextlib.ExitStack() as stack:
-        if comm.rank == 0:
-            stack.enter_context(exclusive_lock(prefix.with_name(f".{prefix.name}.lock")))
-        found, journal = agreed(comm, lambda: _look(prefix, state, recipe, tokenizer, overwrite, rank=comm.rank))[0]
-        if found is None:
-            chunks = Lanes(sources, rank=comm.rank, size=comm.size)
-            _encode_all(chunks, prefix, recipe, tokenizer, journal, comm, workers)
-            found = _finish(prefix, recipe, tokenizer, journal, comm, workers)
-        if comm.rank == 0:
-            remove_journal(prefix)
-    return found
 
 
-def _look(
-    prefix: Path, state: dict[str, Any], recipe: Recipe, tokenizer: Tokenizer, overwrite: bool, *, rank: int
-) -> tuple[Manifest | None, Journal]:
-    # Rank 0 looks (and cuts the partial files back) for all.
-    if rank:
-        return None, Journal(state)
-    try:
-        manifest = read_manifest(prefix)
-    except UserError:
-        if not overwrite:
-            raise
-        manifest = None
-    whole = manifest is not None and sizes_match(prefix, manifest)
-    begun = read_journal(prefix)
-    # Partial data is somebody's unfinished work: ours, unless a journal says otherwise.
-    unfinished = partial_path(prefix).exists() and (begun is None or begun.state == state)
-    if manifest is not None and whole and not unfinished and manifest.source == state:
-        if recipe.skip_bad or not _bad(manifest.skipped):
-            return manifest, Journal(state)
-        if not overwrite:
-            raise _other_policy(data_path(prefix), manifest.skipped)
-    if data_path(prefix).exists() and not overwrite:
-        what = "was made from other inputs or another tokenizer" if whole else "is not from an earlier run of this"
-        if manifest is not None and manifest.source == state:
-            what = "is unfinished"
-        raise UserError(f"{data_path(prefix)}: exists and {what}: choose another output or overwrite it")
-    if begun is not None and begun.state == state and not recipe.skip_bad and _bad(begun.skipped):
-        if not overwrite:
-            raise _other_policy(partial_path(prefix), begun.skipped)
-        remove_journal(prefix)
-    return None, open_journal(prefix, state, token_dtype(tokenizer.vocab_size).itemsize)
-
-
-def _bad(skipped: dict[str, int]) -> int:
-    # Empty documents are left out whatever the policy.
-    return sum(count for reason, count in skipped.items() if reason != EMPTY)
-
-
-def _other_policy(path: Path, skipped: dict[str, int]) -> UserError:
-    return UserError(
-        f"{path}: was made with --bad-documents skip and lacks {_bad(skipped)} documents: go on with skip, or overwrite"
-    )
+def _check_same(comm: Comm, prefix: Path, state: dict[str, Any], recipe: Recipe) -> None:
+    # The ranks' shares would fit together whatever they were made from.
+    mine = {
+        "tokenizer": state["tokenizer"],
+        "end-of-document token": state.get("eod_id"),
+        "inputs": hashlib.sha256(json.dumps(state["sources"]).encode()).hexdigest(),
+        "output": str(prefix),
+        "bad-documents": recipe.skip_bad,
+    }
+    first, *others = agreed(comm, lambda: mine)
+    for rank, other in enumerate(others, start=1):
+        if differing := [name for name in first if other[name] != first[name]]:
+            raise UserError(
+                f"{', '.join(differing)}: rank {rank} has not the same as rank 0: give all ranks the same command, and "
+                "files that all of them see"
+            )
 
 
 class _Writing:
-    """Bringing the partial files from where the journal stands to the end of the inputs."""
+    """Bringing the partial files from where the journal stands to the end of the inputs.
 
-    def __init__(self, prefix: Path, journal: Journal, encoded: "_Ahead", comm: Comm, dtype: np.dtype[Any]) -> None:
+    Attributes:
+        journal: What the partial files hold; replaced as a whole, so that an interrupt finds it whole.
+    """
+
+    def __init__(self, prefix: Path, journal: Journal, encoded: Ahead, comm: Comm, dtype: np.dtype[Any]) -> None:
+        self.journal = journal
         self._prefix = prefix
-        self._journal = journal
         self._encoded = encoded
         self._comm = comm
         self._itemsize = dtype.itemsize
-        self._synced = time.monotonic()
+        self._kept = time.monotonic()
         with os_errors_named(partial_path(prefix)):
-            self._descriptor = os.open(partial_path(prefix), os.O_RDWR)
+            self._data = partial_path(prefix).open("r+b", buffering=0)
 
     def exchange(self, steps: int) -> bool:
         """Do the next `steps` steps with all ranks; return whether there were any."""
-        until = self._journal.step + steps
+        until = self.journal.step + steps
         mine: dict[Place, Encoded] = {}
 
         def collect() -> tuple[bool, list[_Summary]]:
             mine.update(self._encoded.before(until))
-            due = time.monotonic() - self._synced >= JOURNAL_EVERY_SECONDS
+            due = time.monotonic() - self._kept >= JOURNAL_EVERY_SECONDS
             return due, [_Summary(place, chunk.lengths, chunk.skipped) for place, chunk in mine.items()]
 
         gathered = agreed(self._comm, collect)
-        # Clocks differ: rank 0 decides for all when to sync.
-        due = gathered[0][0]
         summaries = sorted((one for _, part in gathered for one in part), key=lambda one: one.place)
-        agreed(self._comm, lambda: self._write(summaries, mine, sync=due))
-        journal = self._journal
-        journal.step = until
-        journal.tokens += sum(int(one.lengths.sum(dtype=np.int64)) for one in summaries)
-        journal.documents += sum(len(one.lengths) for one in summaries)
-        journal.skipped = dict(sum((one.skipped for one in summaries), Counter(journal.skipped)))
-        if due:
-            self._synced = time.monotonic()
-            agreed(self._comm, lambda: write_journal(self._prefix, journal) if self._comm.rank == 0 else None)
+        agreed(self._comm, lambda: self._write(summaries, mine))
+        before = self.journal
+        self.journal = replace(
+            before,
+            step=until,
+            tokens=before.tokens + sum(int(one.lengths.sum(dtype=np.int64)) for one in summaries),
+            documents=before.documents + sum(len(one.lengths) for one in summaries),
+            skipped=dict(sum((one.skipped for one in summaries), Counter(before.skipped))),
+        )
+        # Clocks differ: rank 0 decides for all.
+        if gathered[0][0]:
+            self.keep()
         return bool(summaries)
 
-    def _write(self, summaries: list[_Summary], mine: dict[Place, Encoded], *, sync: bool) -> None:
-        first = self._journal.tokens
+    def _write(self, summaries: list[_Summary], mine: dict[Place, Encoded]) -> None:
+        first = self.journal.tokens
         with os_errors_named(partial_path(self._prefix)):
             for summary in summaries:
                 if summary.place in mine:
-                    _write_at(self._descriptor, mine[summary.place].tokens, first * self._itemsize)
+                    _write_at(self._data.fileno(), mine[summary.place].tokens, first * self._itemsize)
                 first += int(summary.lengths.sum(dtype=np.int64))
-            if sync:
-                os.fsync(self._descriptor)
         path = lengths_path(self._prefix)
         if self._comm.rank == 0:
             with os_errors_named(path), path.open("ab") as stream:
                 for summary in summaries:
                     stream.write(summary.lengths.astype("<i4").tobytes())
-                if sync:
-                    stream.flush()
-                    os.fsync(stream.fileno())
+
+    def keep(self) -> None:
+        """Make what has been written durable and let the journal vouch for it."""
+        agreed(self._comm, self._sync, interruptible=False)
+        agreed(self._comm, self._write_journal, interruptible=False)
+        self._kept = time.monotonic()
+
+    def _sync(self) -> None:
+        with os_errors_named(partial_path(self._prefix)):
+            os.fsync(self._data.fileno())
+        if self._comm.rank == 0:
+            with os_errors_named(lengths_path(self._prefix)):
+                sync_file(lengths_path(self._prefix))
+
+    def _write_journal(self) -> None:
+        if self._comm.rank == 0:
+            write_journal(self._prefix, self.journal)
 
     def close(self) -> None:
-        """Sync and close the data."""
-        try:
-            with os_errors_named(partial_path(self._prefix)):
-                os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
+        """Close the data."""
+        self._data.close()
 
 
 def _encode_all(
     lanes: Lanes, prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal, comm: Comm, workers: int
-) -> None:
+) -> Journal:
+    dtype = token_dtype(tokenizer.vocab_size)
     with (
-        contextlib.closing(_Ahead(encode_in_order(lanes.chunks(journal.step), recipe, workers=workers))) as encoded,
-        contextlib.closing(_Writing(prefix, journal, encoded, comm, token_dtype(tokenizer.vocab_size))) as writing,
+        contextlib.closing(Ahead(encode_in_order(lanes.chunks(journal.step), recipe, workers=workers))) as encoded,
+        contextlib.closing(all_done(comm, lambda: _Writing(prefix, journal, encoded, comm, dtype))) as writing,
         contextlib.closing(Progress("tokenising", shown=comm.rank == 0)) as progress,
     ):
-        already = journal.tokens
-        while writing.exchange(lanes.steps_per_exchange):
-            progress.update(journal.tokens - already, encoded.consumed)
-
-
-class _Ahead:
-    """Encoded chunks up to a step, with the first one beyond it kept back."""
-
-    def __init__(self, encoded: Iterator[tuple[Place, Encoded]]) -> None:
-        self._encoded = encoded
-        self._kept: tuple[Place, Encoded] | None = None
-        self._shares: dict[int, float | None] = {}
-
-    def before(self, until: int) -> Iterator[tuple[Place, Encoded]]:
-        """Yield the chunks of all steps below `until` that were not yielded yet."""
-        while True:
-            item = self._kept or next(self._encoded, None)
-            self._kept = item
-            if item is None or item[0][0] >= until:
-                return
-            self._kept = None
-            self._shares[item[0][1]] = item[1].consumed
-            yield item
-
-    @property
-    def consumed(self) -> float | None:
-        """Share of this rank's inputs that went into what was yielded, in [0, 1]; None where sizes are unknown."""
-        known = [share for share in self._shares.values() if share is not None]
-        return sum(known) / max(len(known), 1) if len(known) == len(self._shares) else None
-
-    def close(self) -> None:
-        """End the tokenising processes."""
-        close = getattr(self._encoded, "close", None)
-        if close is not None:
-            close()
+        try:
+            while writing.exchange(lanes.steps_per_exchange):
+                progress.update(writing.journal.tokens - journal.tokens, encoded.consumed)
+        except UserError:
+            # All ranks have met it, here, and a rerun goes on from here. A full disk is not to be reported twice.
+            with contextlib.suppress(UserError):
+                writing.keep()
+            raise
+        except KeyboardInterrupt:
+            writing.keep()
+            raise
+        writing.keep()
+    return writing.journal
 
 
 def _write_at(descriptor: int, tokens: npt.NDArray[Any], offset: int) -> None:
@@ -263,6 +241,9 @@ def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal
             lengths = np.memmap(lengths_path(prefix), dtype="<i4", mode="r", shape=(journal.documents,))
             write_index(partial_index_path(prefix), token_dtype(tokenizer.vocab_size), [IndexPart(lengths)])
 
+    def contents(path: Path) -> Contents:
+        return all_done_exchanging(comm, lambda ranks: measured(path, comm=ranks, threads=workers))
+
     agreed(comm, index)
     manifest = Manifest(
         source=journal.state,
@@ -273,9 +254,8 @@ def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal
         documents=journal.documents,
         tokens=journal.tokens,
         skipped=journal.skipped,
-        data=measured(partial_path(prefix), comm=comm, threads=workers),
-        index=measured(partial_index_path(prefix), comm=comm, threads=workers),
+        data=contents(partial_path(prefix)),
+        index=contents(partial_index_path(prefix)),
     )
-
     agreed(comm, lambda: publish(prefix, manifest) if comm.rank == 0 else None)
     return manifest

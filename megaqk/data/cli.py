@@ -148,27 +148,22 @@ def _inspect_tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from megaqk.data.build import build_corpus
-    from megaqk.data.comm import find_comm
-    from megaqk.data.encoding import Recipe, available_cores
+    from megaqk.data.comm import Interrupted, find_comm, stop_signals
 
-    _at_least(1, workers=arguments.workers)
-    _check_prefix(arguments.output)
     comm = find_comm(mpi=arguments.mpi)
     try:
-        manifest = build_corpus(
-            _sources(arguments),
-            arguments.output,
-            Recipe(arguments.tokenizer, arguments.text_field, arguments.bad_documents == "skip", arguments.eod_token),
-            comm=comm,
-            workers=arguments.workers or available_cores(comm.local_size),
-            overwrite=arguments.overwrite,
-        )
+        with stop_signals():
+            manifest = _prepared(arguments, comm)
     except UserError:
         # All ranks have it; one says it.
         if comm.rank:
             return 2
         raise
+    except Interrupted as stop:
+        if comm.rank == 0:
+            sys.stderr.write(f"{arguments.output}: stopped; the same command continues\n")
+            sys.stderr.flush()
+        return 128 + stop.number
     except Exception:
         # The others would wait forever for a rank that a defect of ours has ended.
         traceback.print_exc()
@@ -181,6 +176,26 @@ def _prepare(arguments: argparse.Namespace) -> int:
         if left_out:
             print(f"left out: {left_out}")
     return 0
+
+
+def _prepared(arguments: argparse.Namespace, comm: Any) -> Any:
+    from megaqk.data.build import build_corpus
+    from megaqk.data.comm import all_done
+    from megaqk.data.encoding import Recipe, available_cores
+
+    def checked_sources() -> Any:
+        _at_least(1, workers=arguments.workers)
+        _check_prefix(arguments.output)
+        return _sources(arguments)
+
+    return build_corpus(
+        all_done(comm, checked_sources),
+        arguments.output,
+        Recipe(arguments.tokenizer, arguments.text_field, arguments.bad_documents == "skip", arguments.eod_token),
+        comm=comm,
+        workers=arguments.workers or available_cores(comm.local_size),
+        overwrite=arguments.overwrite,
+    )
 
 
 def _inspect_corpus(arguments: argparse.Namespace) -> int:

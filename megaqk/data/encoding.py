@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.errors import UserError
 
 _Tag = TypeVar("_Tag")
+_GRACE_SECONDS = 2.0
 _HOLDS_END = "encodes to the end-of-document token"
 
 
@@ -94,41 +96,49 @@ def available_cores(local_ranks: int = 1) -> int:
 
 
 _worker: tuple[Recipe, Tokenizer] | None = None
+_given_up = threading.Event()
 
 
-def _start_worker(recipe: Recipe) -> None:
+def _start_worker(recipe: Recipe, stopping: Connection) -> None:
     global _worker
-    # An interrupt is the parent's to handle; a traceback from each worker tells nobody anything.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The processes share the cores already; each with a thread per core would only get in the others' way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(stopping,), daemon=True).start()
     _worker = (recipe, load_tokenizer(recipe.tokenizer, recipe.eod_token))
 
 
-def _end_with_parent() -> None:
-    # A worker waits for work on a pipe that it holds open itself: it would outlive a parent that was killed.
+def _end_with_parent(stopping: Connection) -> None:
+    # A worker waits for work on a pipe that it holds open itself: it would outlive a parent that was killed. A parent
+    # that stops gets its queue emptied, but does not wait for a long document.
+    stopping.poll(None)
+    _given_up.set()
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()
-        os._exit(1)
+        parent.join(_GRACE_SECONDS)
+    os._exit(1)
 
 
 def _work(chunk: Chunk) -> Encoded:
+    if _given_up.is_set():
+        raise RuntimeError("nobody waits for this chunk any more")
     assert _worker is not None, "the pool runs _start_worker first"
     return encode_chunk(chunk, *_worker)
 
 
 @contextlib.contextmanager
-def _no_main_module() -> Iterator[None]:
-    # Spawned processes import the main module again, which may be slow to import (torch) or do things when imported;
-    # tokenising needs none of it. The pool starts them when work is submitted.
+def _starting_processes() -> Iterator[None]:
+    # The pool starts its processes when work is submitted. They would import the main module again, which may be slow
+    # to import (torch) or do things when imported; tokenising needs none of it. They inherit that signals, which often
+    # go to a whole group of processes, are blocked: to stop is the parent's to decide, and workers that die of it
+    # look like a failure.
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def encode_in_order(
@@ -148,20 +158,27 @@ def encode_in_order(
         return
     # Not forked: this process may run MPI or threads, which a fork does not survive whole.
     context = multiprocessing.get_context("spawn")
+    stopping, going_on = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, stopping))
     waiting: deque[tuple[_Tag, Future[Encoded]]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(recipe,)) as pool:
-        try:
-            for tag, chunk in chunks:
-                with _no_main_module():
-                    waiting.append((tag, pool.submit(_work, chunk)))
-                if len(waiting) >= 2 * workers:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
+    finished = False
+    try:
+        for tag, chunk in chunks:
+            with _starting_processes():
+                waiting.append((tag, pool.submit(_work, chunk)))
+            if len(waiting) >= 2 * workers:
                 done, future = waiting.popleft()
                 yield done, future.result()
-        except BrokenProcessPool as error:
-            raise UserError("a tokenising process was killed (out of memory?); a rerun continues") from error
-        finally:
-            for _, future in waiting:
-                future.cancel()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+        finished = True
+    except BrokenProcessPool as error:
+        raise UserError("a tokenising process was killed (out of memory?); a rerun continues") from error
+    finally:
+        if not finished:
+            # Whoever stops has better to do than to wait for what nobody wants; it ends by itself.
+            going_on.close()
+        pool.shutdown(wait=finished)
+        going_on.close()
+        stopping.close()

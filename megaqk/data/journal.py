@@ -1,4 +1,4 @@
-"""How far an unfinished corpus is good."""
+"""What there is of a corpus: all of it, or how much of an unfinished one is good."""
 
 import json
 import os
@@ -6,7 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megaqk.data.documents import EMPTY
 from megaqk.data.files import os_errors_named, written_whole
+from megaqk.data.indexed import data_path, index_path
+from megaqk.data.manifest import Manifest, measured, read_manifest, sizes_match
+from megaqk.errors import UserError
 
 
 @dataclass
@@ -96,3 +100,67 @@ def remove_journal(prefix: Path) -> None:
     """Remove what only an unfinished corpus needs."""
     for path in (journal_path(prefix), lengths_path(prefix), partial_index_path(prefix), partial_path(prefix)):
         path.unlink(missing_ok=True)
+
+
+def find_made(
+    prefix: Path, state: dict[str, Any], itemsize: int, *, skip_bad: bool, overwrite: bool, threads: int
+) -> tuple[Manifest | None, Journal]:
+    """Find a finished corpus made from `state`, or open the journal of one to begin or to go on with.
+
+    Args:
+        prefix: Path of the corpus without extension.
+        state: What the corpus is to be made from.
+        itemsize: Bytes of a token.
+        skip_bad: Whether malformed documents may be missing.
+        overwrite: Replace what was made from something else, lacks documents, or has been damaged since.
+        threads: Threads that read a corpus which must be whole to be kept.
+
+    Returns:
+        The manifest of a finished corpus or None, and the journal.
+
+    Raises:
+        UserError: Something is there that would have to be overwritten.
+    """
+    try:
+        manifest = read_manifest(prefix)
+    except UserError:
+        if not overwrite:
+            raise
+        manifest = None
+    whole = manifest is not None and sizes_match(prefix, manifest)
+    begun = read_journal(prefix)
+    # Partial data is somebody's unfinished work: ours, unless a journal says otherwise.
+    unfinished = partial_path(prefix).exists() and (begun is None or begun.state == state)
+    if manifest is not None and whole and not unfinished and manifest.source == state:
+        if skip_bad or not _bad(manifest.skipped):
+            if not overwrite or _is_intact(prefix, manifest, threads):
+                return manifest, Journal(state)
+        elif not overwrite:
+            raise _other_policy(data_path(prefix), manifest.skipped)
+    if data_path(prefix).exists() and not overwrite:
+        what = "was made from other inputs or another tokenizer" if whole else "is not from an earlier run of this"
+        if manifest is not None and manifest.source == state:
+            what = "is unfinished"
+        raise UserError(f"{data_path(prefix)}: exists and {what}: choose another output or overwrite it")
+    if begun is not None and begun.state == state and not skip_bad and _bad(begun.skipped):
+        if not overwrite:
+            raise _other_policy(partial_path(prefix), begun.skipped)
+        remove_journal(prefix)
+    return None, open_journal(prefix, state, itemsize)
+
+
+def _is_intact(prefix: Path, manifest: Manifest, threads: int) -> bool:
+    # Who overwrites wants the corpus right, and the sizes do not show a damage.
+    parts = ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index))
+    return all(measured(path, threads=threads) == contents for path, contents in parts)
+
+
+def _bad(skipped: dict[str, int]) -> int:
+    # Empty documents are left out whatever the policy.
+    return sum(count for reason, count in skipped.items() if reason != EMPTY)
+
+
+def _other_policy(path: Path, skipped: dict[str, int]) -> UserError:
+    return UserError(
+        f"{path}: was made with --bad-documents skip and lacks {_bad(skipped)} documents: go on with skip, or overwrite"
+    )

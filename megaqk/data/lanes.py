@@ -9,6 +9,7 @@ only their turns.
 from collections.abc import Iterator, Sequence
 
 from megaqk.data.documents import texts_of
+from megaqk.data.encoding import Encoded
 from megaqk.data.lines import Chunk
 from megaqk.data.sources import Source
 
@@ -57,6 +58,38 @@ class Lanes:
                 elif step >= from_step and self._owner(step, lane) == self._rank:
                     yield (step, lane), chunk
             step += 1
+
+
+class Ahead:
+    """Encoded chunks up to a step, with the first one beyond it kept back."""
+
+    def __init__(self, encoded: Iterator[tuple[Place, Encoded]]) -> None:
+        self._encoded = encoded
+        self._kept: tuple[Place, Encoded] | None = None
+        self._shares: dict[int, float | None] = {}
+
+    def before(self, until: int) -> Iterator[tuple[Place, Encoded]]:
+        """Yield the chunks of all steps below `until` that were not yielded yet."""
+        while True:
+            item = self._kept or next(self._encoded, None)
+            self._kept = item
+            if item is None or item[0][0] >= until:
+                return
+            self._kept = None
+            self._shares[item[0][1]] = item[1].consumed
+            yield item
+
+    @property
+    def consumed(self) -> float | None:
+        """Share of this rank's inputs that went into what was yielded, in [0, 1]; None where sizes are unknown."""
+        known = [share for share in self._shares.values() if share is not None]
+        return sum(known) / max(len(known), 1) if len(known) == len(self._shares) else None
+
+    def close(self) -> None:
+        """End the tokenising processes."""
+        close = getattr(self._encoded, "close", None)
+        if close is not None:
+            close()
 
 
 def iterate_texts(sources: Sequence[Source], *, skip_bad: bool = False, max_bytes: int | None = None) -> Iterator[str]:

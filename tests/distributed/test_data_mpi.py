@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,16 +34,32 @@ except UserError as error:
 LAUNCHER = [str(MPIRUN), "--oversubscribe", "--bind-to", "none", "-n"]
 
 
+ENVIRONMENT = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+def rank_command(*arguments: str, before: str = "") -> list[str]:
+    return [sys.executable, "-c", before + COMMAND, "data", "prepare", *arguments, "--workers", "1"]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+
+
 def prepare(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = [*LAUNCHER, str(ranks)] if ranks > 1 else []
-    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.run(
-        [*launcher, sys.executable, "-c", COMMAND, "data", "prepare", *arguments, "--workers", "1"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return run([*([*LAUNCHER, str(ranks)] if ranks > 1 else []), *rank_command(*arguments)])
+
+
+def prepare_apart(first: list[str], second: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run two ranks with a command each."""
+    return run([*LAUNCHER, "1", *first, ":", "-n", "1", *second])
+
+
+def refusal(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line in which all ranks together refuse."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if "error: " in line)
+    return line
 
 
 @pytest.fixture
@@ -71,7 +89,102 @@ def test_a_bad_line_ends_all_ranks_with_one_line(tmp_path: Path, inputs: list[st
     with Path(inputs[1]).open("a") as stream:
         stream.write('{"text": \n')
     result = prepare(2, *inputs, str(tmp_path / "out"))
-    assert result.returncode == 2
-    assert result.stderr.count("small.jsonl, line 101: malformed JSON") == 1
-    assert "Traceback" not in result.stderr
+    assert "small.jsonl, line 101: malformed JSON" in refusal(result)
     assert not (tmp_path / "out.bin").exists()
+
+
+def test_what_rank_0_alone_cannot_write_ends_all(tmp_path: Path, inputs: list[str]) -> None:
+    (tmp_path / "file").touch()
+    assert "file" in refusal(prepare(2, *inputs, str(tmp_path / "file" / "c")))
+
+
+def test_a_mistaken_option_is_refused_once(tmp_path: Path, inputs: list[str]) -> None:
+    good = rank_command(*inputs, str(tmp_path / "c"))
+    assert "--workers = 0: must be" in refusal(prepare_apart([*good, "--workers", "0"], [*good, "--workers", "0"]))
+
+
+@pytest.mark.parametrize("missing", ["t.model", "small.jsonl"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_rank_cannot_read_ends_all(tmp_path: Path, inputs: list[str], missing: str, rank: int) -> None:
+    good = rank_command(*inputs, str(tmp_path / "c"))
+    bad = rank_command(*(name.replace(missing, f"no-{missing}") for name in inputs), str(tmp_path / "c"))
+    line = refusal(prepare_apart(*([bad, good] if rank == 0 else [good, bad])))
+    assert f"no-{missing}" in line
+    assert not (tmp_path / "c.bin.partial").exists()
+
+
+# Each takes a rank's view of a file away at a moment when the other ranks go on.
+LOSSES = {
+    "opening": "build.partial_path = lambda prefix: prefix / 'gone'",
+    "syncing": "build._Writing._sync = lambda self: open('gone')",
+    "measuring": "build.measured = lambda path, **keys: open('gone')",
+}
+
+
+@pytest.mark.parametrize("moment", LOSSES)
+def test_a_rank_that_loses_its_files_ends_all(tmp_path: Path, inputs: list[str], moment: str) -> None:
+    good = rank_command(*inputs, str(tmp_path / "c"))
+    bad = rank_command(*inputs, str(tmp_path / "c"), before=f"from megaqk.data import build\n{LOSSES[moment]}\n")
+    assert "gone: No such file" in refusal(prepare_apart(good, bad))
+    assert not (tmp_path / "c.bin").exists()
+    # What was done is kept.
+    assert run(good).returncode == 0
+
+
+def test_ranks_that_disagree_are_refused(tmp_path: Path, inputs: list[str]) -> None:
+    (tmp_path / "u.model").write_bytes(train_sentencepiece([f"another {i}" for i in range(100)], vocab_size=280))
+    (tmp_path / "other.jsonl").write_text('{"text": "other"}\n')
+    output = str(tmp_path / "c")
+    good = rank_command(*inputs, output)
+    for name, other, differing in (
+        ("t.model", "u.model", "tokenizer"),
+        ("small.jsonl", "other.jsonl", "inputs"),
+        (output, output + "2", "output"),
+    ):
+        bad = rank_command(*(one.replace(name, other) for one in [*inputs, output]))
+        assert f"error: {differing}: rank 1 has not the same as rank 0" in refusal(prepare_apart(good, bad))
+    line = refusal(prepare_apart(good, [*good, "--bad-documents", "skip", "--text-field", "body"]))
+    assert "error: inputs, bad-documents: rank 1" in line
+    assert not (tmp_path / "c.bin.partial").exists()
+
+
+# Small chunks, taken slowly, and a journal that only a stop writes.
+SLOWLY = """
+import os, time
+from pathlib import Path
+from megaqk.data import build, sources
+sources.CHUNK_BYTES, build.JOURNAL_EVERY_SECONDS = 300, 1e9
+real = build.encode_in_order
+def encode_in_order(*arguments, **keys):
+    for item in real(*arguments, **keys):
+        time.sleep(0.05)
+        yield item
+build.encode_in_order = encode_in_order
+rank = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
+Path(os.environ["PIDS"], rank).write_text(str(os.getpid()))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_all_and_a_rerun_continues(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "PIDS", str(tmp_path))
+    inputs = inputs[1:]
+    slow = [*LAUNCHER, "2", *rank_command(*inputs, str(tmp_path / "c"), before=SLOWLY)]
+    process = subprocess.Popen(slow, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        partial, deadline = tmp_path / "c.len.partial", time.monotonic() + 60
+        while not (partial.exists() and partial.stat().st_size):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(int((tmp_path / str(rank)).read_text()), signal.SIGTERM)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert errors.count("stopped; the same command continues") == 1
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "c.journal.json").read_text())["documents"] > 0
+    assert prepare(2, *inputs, str(tmp_path / "c")).returncode == 0

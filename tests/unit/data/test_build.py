@@ -19,6 +19,7 @@ from megaqk.data.assembling import merge
 from megaqk.data.build import build_corpus
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe
+from megaqk.data.files import exclusive_lock
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import Manifest
 from megaqk.data.sources import Source, find_sources
@@ -248,6 +249,41 @@ def test_inputs_without_text_are_refused(tmp_path: Path, recipe: Recipe) -> None
         make(tmp_path, recipe, "out", "empty")
 
 
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_overwriting_mends_a_corpus_that_was_damaged_since(tmp_path: Path, recipe: Recipe, suffix: str) -> None:
+    manifest = make(tmp_path, recipe)
+    whole = contents(tmp_path / "out")
+    path = tmp_path / f"out{suffix}"
+    rotten = bytearray(path.read_bytes())
+    rotten[-1] ^= 1
+    path.write_bytes(rotten)
+    assert make(tmp_path, recipe) == manifest, "without overwriting sizes must do: a rerun does not read terabytes"
+    assert make(tmp_path, recipe, overwrite=True) == manifest
+    assert contents(tmp_path / "out") == whole
+
+
+def test_overwriting_keeps_what_is_whole(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make(tmp_path, recipe)
+    monkeypatch.setattr(build, "encode_in_order", None)
+    assert make(tmp_path, recipe, overwrite=True) == manifest
+
+
+def test_a_second_preparation_says_that_it_waits(
+    tmp_path: Path, recipe: Recipe, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with exclusive_lock(tmp_path / ".out.lock"):
+        second = threading.Thread(target=make, args=(tmp_path, recipe))
+        second.start()
+        said, deadline = "", time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said = capfd.readouterr().err
+        assert said == f"{tmp_path / 'out'}: another process is making it, waiting for it to end\n"
+        assert not (tmp_path / "out.bin").exists()
+    second.join(60)
+    assert (tmp_path / "out.bin").exists()
+
+
 def test_a_foreign_corpus_is_not_overwritten(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "out.bin").write_bytes(b"precious")
     with pytest.raises(UserError, match=r"out.bin: exists"):
@@ -261,6 +297,7 @@ from pathlib import Path
 from megaqk.data import build, sources
 from megaqk.data.comm import Solo
 from megaqk.data.encoding import Recipe
+from megaqk.data.files import exclusive_lock
 sources.CHUNK_BYTES, build.JOURNAL_EVERY_SECONDS = 300, 0.0
 model, out, *inputs = sys.argv[1:]
 recipe = Recipe(Path(model), "text", False)
@@ -284,6 +321,61 @@ def test_a_kill_at_any_moment_leaves_what_a_rerun_finishes(tmp_path: Path, recip
         if (tmp_path / "out.bin").exists():
             break
     subprocess.run(command, check=True, timeout=120, stderr=subprocess.DEVNULL)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+# The command itself on small chunks, which come slowly; only a stop writes the journal.
+SLOW = """
+import sys, time
+from megaqk.data import build, sources
+sources.CHUNK_BYTES, build.JOURNAL_EVERY_SECONDS = 300, 1e9
+real = build.encode_in_order
+def encode_in_order(*arguments, **keys):
+    for item in real(*arguments, **keys):
+        time.sleep(0.05)
+        yield item
+build.encode_in_order = encode_in_order
+from megaqk.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "workers"),
+    [(signal.SIGINT, True, 2), (signal.SIGTERM, True, 2), (signal.SIGTERM, False, 2), (signal.SIGINT, False, 1)],
+)
+def test_a_signal_stops_cleanly_and_the_same_command_continues(
+    tmp_path: Path, recipe: Recipe, number: signal.Signals, group: bool, workers: int
+) -> None:
+    make(tmp_path, recipe, "whole")
+    inputs = [str(tmp_path / f"{name}.jsonl") for name in FILES]
+    command = [sys.executable, "-c", SLOW, "data", "prepare", *inputs, "--tokenizer", str(recipe.tokenizer)]
+    command += ["--output", str(tmp_path / "out"), "--workers", str(workers)]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # The tests may run in the background of a shell, which has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        lengths, deadline = tmp_path / "out.len.partial", time.monotonic() + 60
+        while not (lengths.exists() and lengths.stat().st_size):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        # A terminal and a batch system signal the workers too.
+        (os.killpg if group else os.kill)(process.pid, number)
+        begun = time.monotonic()
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert time.monotonic() - begun < 10
+    assert errors == f"{tmp_path / 'out'}: stopped; the same command continues\n"
+    assert process.returncode == 128 + number
+    assert json.loads((tmp_path / "out.journal.json").read_text())["documents"] > 0
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
