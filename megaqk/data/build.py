@@ -70,7 +70,9 @@ def build_corpus(
         The manifest.
 
     Raises:
-        UserError: An input or the output is at fault; on every rank, whichever met it. What was done is kept.
+        UserError: An input or the output is at fault, or the ranks disagree on them; on every rank, whichever met it.
+            What was done is kept.
+        Interrupted: A signal (see `stop_signals`) or a keyboard interrupt; likewise.
     """
     tokenizer, state = all_done(comm, lambda: _described(sources, recipe))
     _check_same(comm, prefix, state, recipe)

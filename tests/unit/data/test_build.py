@@ -371,7 +371,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_continues(
         errors = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
     assert errors == f"{tmp_path / 'out'}: stopped; the same command continues\n"
     assert process.returncode == 128 + number
     assert json.loads((tmp_path / "out.journal.json").read_text())["documents"] > 0
