@@ -196,7 +196,8 @@ def _collect(ranks: list[_Rank], timeout: float, folder: str) -> list[Any]:
             os.kill(ranks[rank].process.pid, signal.SIGUSR1)
     if stuck:
         time.sleep(DUMP_SECONDS)
-    first = next(iter(failures), None)
+    # A rank that died without a word is the cause; that its peers lost the connection, and may say so first, is not.
+    first = next((rank for rank, failure in failures.items() if not failure.traceback), next(iter(failures), None))
     headline = (
         f"rank {first} of {len(ranks)} failed: {failures[first].summary}"
         if first is not None
