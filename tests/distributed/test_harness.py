@@ -98,10 +98,10 @@ def test_an_exception_that_does_not_travel_is_still_shown() -> None:
 def test_a_hang_fails_in_time_and_says_who_does_what() -> None:
     began = time.monotonic()
     with pytest.raises(DistributedError) as failure:
-        run_distributed(never_join, 2, 1, timeout=4.0)
-    assert time.monotonic() - began < 15.0
+        run_distributed(never_join, 2, 1, timeout=8.0)
+    assert time.monotonic() - began < 25.0
     text = str(failure.value)
-    assert "no result after 4 s from rank 0, 1 of 2" in text
+    assert "no result after 8 s from rank 0, 1 of 2" in text
     assert "in wait_elsewhere" in text
     assert "in barrier" in text
     assert run_distributed(sum_of_ranks, 2, 1)[0][0] == 0
@@ -115,7 +115,7 @@ def test_a_killed_rank_is_reported() -> None:
 def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     with pytest.raises(DistributedError, match="no result after"):
-        run_distributed(start_a_child_and_hang, 1, str(pid_file), timeout=3.0)
+        run_distributed(start_a_child_and_hang, 1, str(pid_file), timeout=8.0)
     assert ended(int(pid_file.read_text()))
 
 
