@@ -7,7 +7,6 @@ torch.optim.AdamW, rates written out by hand.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -209,76 +208,6 @@ def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, h
     if last is None:
         return None
     return Trace(losses, norms, last, [w for w in weights if w is not None] if history else [])
-
-
-def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any], at: int) -> Trace | None:
-    """`engine_run` of one case for `at` steps, and of another from the checkpoint of the first to the end."""
-    from megaqk.training.device import start_process_group
-
-    process = start_process_group()
-    from megaqk.training import checkpoints
-    from megaqk.training.checkpoint_store import CheckpointStore, Progress
-    from megaqk.training.engine import TrainingEngine, Vocabulary
-    from megaqk.training.gather import gather_parameters
-
-    vocabulary, store = Vocabulary(tokens=TOKENS, rows=ROWS), CheckpointStore(Path(folder), keep=1)
-    data: dict[str, Any] = {"sequence_length": LENGTH, "seed": 0, "separate_documents": False, "tokenizer": ""}
-    data |= {"corpora": [], "stages": []}
-    losses: list[float] = []
-    norms: list[float] = []
-    for case, steps in ((before, range(at)), (after, range(at, STEPS))):
-        config = Config.model_validate(case)
-        engine = TrainingEngine(config, check_world(config, process.world_size), vocabulary, process)
-        kept: dict[str, Any] = {"config": config.model_dump(mode="json"), "data": data}
-        if steps.start:
-            checkpoints.load(store, engine, at, **kept)
-        for step in steps:
-            engine.train_step(micro_batches(engine, batches()[step]), step)
-            losses.append(float(engine.loss()))
-            norms.append(engine.gradient_norm())
-        if not steps.start:
-            checkpoints.save(store, engine, Progress(step=at), **kept)
-    weights = gather_parameters(engine)
-    return None if weights is None else Trace(losses, norms, weights)
-
-
-def batches_read(case: dict[str, Any]) -> tuple[int, int]:
-    """How many micro-batches this rank takes from what it is handed, in a step and in an evaluation."""
-    from megaqk.training.device import start_process_group
-
-    process = start_process_group()
-    from megaqk.training.engine import TrainingEngine, Vocabulary
-
-    config = Config.model_validate(case)
-    engine = TrainingEngine(
-        config, check_world(config, process.world_size), Vocabulary(tokens=TOKENS, rows=ROWS), process
-    )
-    taken = 0
-
-    def counted() -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal taken
-        for batch in micro_batches(engine, batches()[0]):
-            taken += 1
-            yield batch
-
-    engine.train_step(counted(), 0)
-    in_training, taken = taken, 0
-    engine.evaluate(counted(), engine.layout.micro_batches)
-    return in_training, taken
-
-
-def rotary_tables(case: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Cosines and sines (positions, head_dim / 2) of every block that the engine of a case holds on this rank."""
-    from megaqk.training.device import start_process_group
-
-    process = start_process_group()
-    from megaqk.model.positions import Rotary
-    from megaqk.training.engine import TrainingEngine, Vocabulary
-
-    config = Config.model_validate(case)
-    layout = check_world(config, process.world_size)
-    engine = TrainingEngine(config, layout, Vocabulary(tokens=TOKENS, rows=ROWS), process)
-    return [(module.cos, module.sin) for module in engine.module.modules() if isinstance(module, Rotary)]
 
 
 def micro_batches(engine: Any, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import driver
+from tests.distributed import driver, questions
 from tests.harness import run_distributed
 
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -44,7 +44,7 @@ def test_rotary_tables_are_those_of_fp32(world: int, parallel: dict[str, Any]) -
     case = driver.settings({"preset": "llama"}, training=training, **parallel)
     frequencies = 10000.0 ** -(torch.arange(0, 4, 2, dtype=torch.float64) / 4)  # head_dim 4
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-    for tables in run_distributed(driver.rotary_tables, world, case, init=False, timeout=120):
+    for tables in run_distributed(questions.rotary_tables, world, case, init=False, timeout=120):
         assert tables
         for cos, sin in tables:
             assert cos.dtype == sin.dtype == torch.float32

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import driver
+from tests.distributed import driver, questions
 from tests.harness import run_distributed
 
 AT = 5
@@ -24,7 +24,7 @@ def test_clipping_and_adam_follow_the_new_configuration(tmp_path: Path, name: st
     before = driver.settings({"preset": "gpt"}, **parallel)
     after = driver.settings({"preset": "gpt"}, optimizer=CHANGES, **parallel)
     arguments = (str(tmp_path), before, after, AT)
-    trace = run_distributed(driver.changed_on_the_way, world, *arguments, init=False, timeout=120)[0]
+    trace = run_distributed(questions.changed_on_the_way, world, *arguments, init=False, timeout=120)[0]
     expected = driver.plain_run({"preset": "gpt"}, changes=CHANGES, at=AT)
     unchanged = driver.plain_run({"preset": "gpt"})
     assert trace.losses == pytest.approx(expected.losses, rel=1e-5)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import driver
+from tests.distributed import driver, questions
 from tests.distributed.driver import Trace
 from tests.harness import run_distributed
 
@@ -232,6 +232,6 @@ def test_the_subset_touches_every_ingredient() -> None:
 
 def test_only_the_first_and_the_last_stage_read_batches() -> None:
     case = driver.settings({"preset": "gpt"}, pipeline=3, tensor=1)
-    read = run_distributed(driver.batches_read, 3, case, init=False, timeout=120)
+    read = run_distributed(questions.batches_read, 3, case, init=False, timeout=120)
     micro_batches = driver.BATCH // case["training"]["micro_batch_size"]
     assert read == [(micro_batches, micro_batches), (0, 0), (micro_batches, micro_batches)]
