@@ -163,6 +163,10 @@ REFUSALS = [
         "parallel.zero_stage = 0: must be above 0 with training.precision = bf16",
     ),
     (
+        "model: {attention_dropout: 0.1}\ndata: {text: builtin, separate_documents: true}",
+        "model.attention_dropout = 0.1: must be 0 with data.separate_documents = true",
+    ),
+    (
         "training: {global_batch_size: 10, micro_batch_size: 4}",
         "training.global_batch_size = 10: must be divisible by training.micro_batch_size = 4",
     ),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from megaqk.config.model import ModelConfig
 from megaqk.model.context import ModelContext
@@ -121,9 +121,9 @@ def compare(
 def test_gpt_preset(tied: bool) -> None:
     config = GPT2Config(
         vocab_size=VOCAB, n_positions=LENGTH, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS,
-        tie_word_embeddings=tied, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        tie_word_embeddings=tied, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, layer_norm_epsilon=1e-2,
     )  # fmt: skip
-    compare(build("gpt", tied_embedding=tied), GPT2LMHeadModel(config), gpt2_weights, tied=tied)
+    compare(build("gpt", tied_embedding=tied, norm_eps=1e-2), GPT2LMHeadModel(config), gpt2_weights, tied=tied)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -136,3 +136,30 @@ def test_llama_preset(tied: bool, kv_heads: int) -> None:
     )  # fmt: skip
     ours = build("llama", tied_embedding=tied, num_kv_heads=kv_heads, ffn_hidden_size=128)
     compare(ours, LlamaForCausalLM(config), llama_weights, tied=tied)
+
+
+def qwen3_weights(ours: dict[str, torch.Tensor], *, tied: bool) -> dict[str, torch.Tensor]:
+    """Llama's names, and a norm of each query and key head."""
+    norms = {
+        f"model.layers.{i}.self_attn.{theirs}_norm.weight": ours[f"layers.{i}.attention.{name}_norm.weight"]
+        for i in range(LAYERS)
+        for theirs, name in (("q", "query"), ("k", "key"))
+    }
+    return llama_weights(ours, tied=tied) | norms
+
+
+def test_normalised_queries_and_keys_and_what_no_default_hides() -> None:
+    """Qwen3 is Llama with qk_norm ahead of the rotation; base, eps and head size are not the defaults."""
+    config = Qwen3Config(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=88, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=LENGTH, rms_norm_eps=1e-2,
+        tie_word_embeddings=False, rope_theta=500.0,
+    )  # fmt: skip
+    ours = build(
+        "llama", num_kv_heads=2, head_dim=16, ffn_hidden_size=128, qk_norm=True, norm_eps=1e-2, rotary_base=500.0
+    )
+    with torch.no_grad():  # the same shift of both norms would hide which is which
+        for name, parameter in ours.global_parameters().items():
+            if "key_norm" in name:
+                parameter.mul_(torch.linspace(0.5, 1.5, 16))
+    compare(ours, Qwen3ForCausalLM(config), qwen3_weights, tied=False)

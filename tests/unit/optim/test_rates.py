@@ -72,3 +72,16 @@ def test_groups_that_are_not_those_of_the_plan_are_refused(names: list[str | Non
     groups: list[dict[str, Any]] = [{"name": name} if name else {} for name in names]
     with pytest.raises(RuntimeError, match=r"the plan has \['decay', 'upper_qk'\]$"):
         apply_rates(groups, RATES)
+
+
+def test_each_layer_of_a_depth_profile_has_its_own_rate() -> None:
+    timing = {"layers": {"fraction": [0, 1]}, "depth_profile": "linear", "multiplier": 0.2}
+    held = {rate.name: rate.multiplier for rate in rates(timing).at(0)}
+    released = {rate.name: rate.multiplier for rate in rates(timing).at(3)}  # half of the way back
+    assert held == {"decay": 1, "no_decay": 1} | {
+        f"all_qk.layer0{layer}{kind}": pytest.approx(value)
+        for layer, value in ((0, 0.6), (1, 0.2))
+        for kind in ("", ".no_decay")
+    }
+    assert released["all_qk.layer00"] == pytest.approx(0.8)
+    assert released["all_qk.layer01"] == pytest.approx(0.6)

@@ -172,3 +172,16 @@ def dropout_masks(sequence: bool) -> dict[str, Any]:
     masks["resumed"] = draw(resumed.next_call("layers.1"), "write", False)
     masks["state left alone"] = torch.equal(before, torch.get_rng_state())
     return masks
+
+
+def bf16_cross_entropy() -> float:
+    """Worst error of the losses of bf16 logits against the same logits in fp32: only the logits are rounded."""
+    tp = group(False)
+    logits = (5 * random(BATCH, SEQUENCE, 48)).bfloat16()
+    labels = torch.randint(48, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(3))
+    share = 48 // tp.size
+    local = logits[..., tp.rank * share : (tp.rank + 1) * share]
+    losses = vocab_parallel_cross_entropy(local, labels, first=tp.rank * share, tp=tp)
+    assert losses.dtype == torch.float32
+    expected = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+    return error(losses, expected.view_as(labels))

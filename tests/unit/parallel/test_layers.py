@@ -64,3 +64,8 @@ def test_dropout_masks(sequence: bool) -> None:
             assert not torch.equal(own[a], own[b]), (a, b)
             # Independent masks of half the elements agree on half of them.
             assert 0.4 < float((own[a] == own[b]).float().mean()) < 0.6, (a, b)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_cross_entropy_of_bf16_logits_is_computed_in_fp32(world: int) -> None:
+    assert max(run_distributed(layers.bf16_cross_entropy, world)) <= TOLERANCE

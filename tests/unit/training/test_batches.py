@@ -55,3 +55,10 @@ def test_documents_are_kept_apart_on_request() -> None:
     assert tokens.tolist() == [[3, EOD, 4, EOD]]
     assert positions.tolist() == [[0, 1, 0, 1]]
     assert labels.tolist() == [[EOD, IGNORE_INDEX, EOD, IGNORE_INDEX]]
+
+
+def test_the_first_micro_batches_of_all_ranks_come_first() -> None:
+    """An evaluation of a part of a global batch thus reads its beginning, whatever the topology."""
+    for data_rank, expected in enumerate(([24, 25, 28, 29], [26, 27, 30, 31])):
+        batches = RankBatches(CountingStream(), micro_batch=2, data_rank=data_rank, data_size=2).read(24, 2)
+        assert [int(first) // 100 for inputs, _ in batches for first in inputs[:, 0]] == expected

@@ -1,0 +1,38 @@
+"""Ranks that share the reading of a checkpoint agree on what it is worth."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megaqk.data.files import sha256_of
+from megaqk.training.checkpoint_store import CheckpointStore
+from tests.harness import run_distributed
+
+FILES = ("a.pt", "b.pt", "c.pt")
+
+
+def latest(folder: str) -> int:
+    import torch.distributed as dist
+
+    from megaqk.training.checkpoints import find_latest
+    from megaqk.training.device import ProcessInfo
+
+    process = ProcessInfo(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
+    return find_latest(CheckpointStore(Path(folder), keep=2), process)[0]
+
+
+@pytest.mark.parametrize("victim", [None, *FILES])
+def test_every_file_is_read_by_some_rank(tmp_path: Path, victim: str | None) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    sections = {"config": {}, "identity": {}, "data": {}}
+    for step in (1, 2):
+        partial = store.partial(step)
+        partial.mkdir()
+        for name in FILES:
+            (partial / name).write_bytes(bytes(100))
+        digests = {name: sha256_of(partial / name) for name in FILES}
+        store.commit(step, {"progress": {"step": step}, **sections}, digests)
+    if victim:
+        (store.path(2) / victim).write_bytes(b"\1" * 100)
+    assert run_distributed(latest, 2, str(tmp_path)) == [1 if victim else 2] * 2
