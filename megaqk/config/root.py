@@ -71,10 +71,8 @@ class Config(Section):
         if stages is not None and sum(stages) != model.num_layers:
             raise refusal("parallel.layers_per_stage", stages, f"must add up to model.num_layers = {model.num_layers}")
         if self.data.separate_documents and model.attention_dropout:
-            raise ValueError(
-                refusal(
-                    "model.attention_dropout", model.attention_dropout, "must be 0 with data.separate_documents = true"
-                )
+            raise refusal(
+                "model.attention_dropout", model.attention_dropout, "must be 0 with data.separate_documents = true"
             )
         if training.precision != "fp32" and parallel.zero_stage == 0:
             raise refusal("parallel.zero_stage", 0, f"must be above 0 with training.precision = {training.precision}")

@@ -21,6 +21,20 @@ def run_command(argv: Sequence[str]) -> int:
     return cli.main(argv)
 
 
+def run_and_watch_reads(argv: Sequence[str]) -> tuple[int, list[int]]:
+    """The same, with the first sample of every global batch and evaluation that was read."""
+    from megaqk.training.batches import RankBatches
+
+    read, first_samples = RankBatches.read, []
+
+    def watched(self: RankBatches, first_sample: int, micro_batches: int) -> Any:
+        first_samples.append(first_sample)
+        return read(self, first_sample, micro_batches)
+
+    RankBatches.read = watched  # type: ignore[method-assign]
+    return run_command(argv), first_samples
+
+
 def run_killed_at_step(argv: Sequence[str], step: int) -> int:
     """The same, until every rank is killed with `step` steps taken and recorded."""
     from megaqk.training.device import start_process_group

@@ -265,6 +265,14 @@ def test_the_token_clock_goes_on_where_the_batch_changes(finished: Path, capfd: 
     assert multipliers[1] == 1
 
 
+def test_no_sample_is_skipped_or_repeated_where_the_batch_changes(finished: Path) -> None:
+    samples = 8 * STEPS
+    argv = command(finished, "training.steps=12", "training.global_batch_size=16", "evaluation.batches=0")
+    [(status, first_samples)] = run_distributed(commands.run_and_watch_reads, 1, argv, init=False, timeout=LIMIT)
+    assert status == 0
+    assert first_samples == [samples, samples + 16]
+
+
 def test_leftovers_of_a_killed_save_are_removed(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     checkpoints = finished.parent / "run" / "checkpoints"
     shutil.copytree(checkpoints / "step-9", checkpoints / "step-11.partial")
