@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megaqk.config.data import SourceConfig, StageConfig
+from megaqk.data.dataset import SampleStream
 from megaqk.data.pattern import Pattern
-from megaqk.data.stream import SampleStream
 from megaqk.errors import UserError
 
 

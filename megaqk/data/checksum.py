@@ -9,8 +9,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from megaqk.data.comm import Comm, Solo
-from megaqk.data.files import os_errors_named
+from megaqk.runtime.agreement import Comm, Solo
+from megaqk.runtime.files import os_errors_named
 
 BLOCK_BYTES = 64 << 20
 _READ = 1 << 20

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from megaqk.data.files import os_errors_named
 from megaqk.data.tokenizer import absent_end, no_end
 from megaqk.errors import UserError
+from megaqk.runtime.files import os_errors_named
 
 # What the common model families call the end of a document.
 _ENDS = (

@@ -7,12 +7,12 @@ from typing import Any
 from megaqk.config.data import DataConfig, SourceConfig
 from megaqk.data.blend import resolve_stages
 from megaqk.data.checksum import sampled_checksum
-from megaqk.data.files import sha256_of
-from megaqk.data.given import PreparedData
+from megaqk.data.existing import PreparedData
 from megaqk.data.indexed import data_path, index_path
 from megaqk.data.manifest import read_manifest
 from megaqk.data.pattern import whole_weights
 from megaqk.errors import UserError
+from megaqk.runtime.files import sha256_of
 
 
 def data_identity(

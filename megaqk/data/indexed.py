@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.files import os_errors_named
 from megaqk.errors import UserError
+from megaqk.runtime.files import os_errors_named
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

@@ -7,10 +7,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from megaqk.config.base import Section, refusal
 from megaqk.data.checksum import block_checksum
-from megaqk.data.comm import Comm
-from megaqk.data.files import os_errors_named, written_whole
 from megaqk.data.indexed import IndexedCorpus, data_path, index_path
 from megaqk.errors import UserError
+from megaqk.runtime.agreement import Comm
+from megaqk.runtime.files import os_errors_named, written_whole
 
 FORMAT = 1
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from megaqk.config.data import DataConfig
 from megaqk.data.blend import BlendStream, Stage, resolve_stages
-from megaqk.data.given import PreparedData
+from megaqk.data.dataset import PackedStream, SampleStream, samples_in
+from megaqk.data.existing import PreparedData
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import is_described
 from megaqk.data.pattern import whole_weights
-from megaqk.data.stream import PackedStream, SampleStream, samples_in
 from megaqk.errors import UserError
 
 NAMES = ("train", "valid", "test")

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from megaqk.data.files import os_errors_named
 from megaqk.errors import UserError
+from megaqk.runtime.files import os_errors_named
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _ENDS = (END_OF_DOCUMENT, "<eod>", "</s>")

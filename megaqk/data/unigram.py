@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.stream import SampleStream
+from megaqk.data.dataset import SampleStream
 from megaqk.errors import UserError
 
 # A second of counting. So many tell the frequencies of a vocabulary well; all of a large corpus would take hours.

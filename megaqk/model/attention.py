@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from megaqk.model.context import ModelContext
-from megaqk.model.documents import document_attention
+from megaqk.model.document_attention import document_attention
 from megaqk.model.norms import build_norm
 from megaqk.model.positions import Rotary
 from megaqk.parallel.linear import ColumnParallelLinear, RowParallelLinear

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megaqk.model.block import Block
 from megaqk.model.context import ModelContext
-from megaqk.model.ends import Embedding, EmbeddingOutput, FinalNorm, Head, tied_head
+from megaqk.model.embedding import Embedding, EmbeddingOutput, FinalNorm, Head, tied_head
 from megaqk.model.stream import Labels, Stream
 from megaqk.parallel.vocabulary import mean_loss, vocab_parallel_cross_entropy
 

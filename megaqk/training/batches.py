@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megaqk.data.dataset import SampleStream
 from megaqk.data.packing import document_layout
-from megaqk.data.stream import SampleStream
 from megaqk.model.stream import Batch
 from megaqk.parallel.vocabulary import IGNORE_INDEX
 

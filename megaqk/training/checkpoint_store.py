@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaqk.data.files import sha256_of, sync_directory, sync_file
 from megaqk.errors import UserError
+from megaqk.runtime.files import sha256_of, sync_directory, sync_file
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"

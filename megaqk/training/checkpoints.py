@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megaqk.data.files import sha256_of
 from megaqk.data.identity import check_data_identity
 from megaqk.errors import UserError
+from megaqk.runtime.device import ProcessInfo
+from megaqk.runtime.files import sha256_of
+from megaqk.runtime.quiet import quiet
 from megaqk.training.checkpoint_store import CheckpointStore, Progress
-from megaqk.training.device import ProcessInfo
 from megaqk.training.engine import TrainingEngine
-from megaqk.training.quiet import quiet
 
 FIXED: tuple[tuple[str, str, str], ...] = (
     ("topology", "", "resume with the same topology"),

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     import torch.distributed as dist
 
-    from megaqk.training.device import check_precision, start_process_group
+    from megaqk.runtime.device import check_precision, start_process_group
 
     check_precision(config.training.precision)
     process = start_process_group()

@@ -27,10 +27,10 @@ from megaqk.parallel.rng import DropoutRng
 from megaqk.parallel.sharding import new_parameter
 from megaqk.parallel.topology import ParallelDims
 from megaqk.parallel.vocabulary import IGNORE_INDEX
+from megaqk.runtime.device import ProcessInfo
+from megaqk.runtime.quiet import quiet
 from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
-from megaqk.training.device import ProcessInfo
 from megaqk.training.partitioning import partitioned_from_birth, whole
-from megaqk.training.quiet import quiet
 from megaqk.training.stages import StagedDecoder, deepspeed_topology
 
 ANCHOR_SIZE = 64

@@ -14,23 +14,23 @@ import torch.distributed as dist
 from megaqk.config.checks import check_world, embedding_rows
 from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
+from megaqk.corpus.prepare import prepare
+from megaqk.data.dataset import SampleStream
 from megaqk.data.identity import data_identity
-from megaqk.data.prepare import prepare
 from megaqk.data.splits import open_splits
-from megaqk.data.stream import SampleStream
 from megaqk.data.unigram import unigram_perplexity
 from megaqk.errors import UserError
 from megaqk.model.flops import flops_per_token
 from megaqk.optim.rates import GroupRate
+from megaqk.runtime.device import ProcessInfo, peak_memory_bytes
 from megaqk.training import checkpoints
 from megaqk.training.batches import RankBatches
 from megaqk.training.checkpoint_store import CheckpointStore, Progress
 from megaqk.training.curves import write_curves
-from megaqk.training.device import ProcessInfo, peak_memory_bytes
+from megaqk.training.display import ProgressDisplay
 from megaqk.training.engine import TrainingEngine, Vocabulary
 from megaqk.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsWriter
 from megaqk.training.peak import job_peak
-from megaqk.training.progress import ProgressDisplay
 
 
 def lock_run(run_dir: Path) -> TextIO:

@@ -37,7 +37,7 @@ def run_and_watch_reads(argv: Sequence[str]) -> tuple[int, list[int]]:
 
 def run_killed_at_step(argv: Sequence[str], step: int) -> int:
     """The same, until every rank is killed with `step` steps taken and recorded."""
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     start_process_group()
     from megaqk.training.trainer import Trainer

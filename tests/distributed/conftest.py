@@ -18,7 +18,7 @@ DOCUMENTS = 120
 def data_section(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The `data` section of a prepared tiny text."""
     from megaqk.config.data import DataConfig
-    from megaqk.data.prepare import prepare
+    from megaqk.corpus.prepare import prepare
 
     folder = tmp_path_factory.mktemp("data")
     words = random.Random(0)

@@ -186,7 +186,7 @@ def engine_runs(cases: list[dict[str, Any]]) -> list[Trace | None]:
 def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, history: bool = False) -> Trace | None:
     """Steps of the training engine, on one rank of a case; the trace on rank 0."""
     # Importing DeepSpeed looks for a device, which start_process_group settles first.
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     process = start_process_group()
     from megaqk.training.engine import TrainingEngine, Vocabulary

@@ -13,7 +13,7 @@ from tests.distributed.driver import LENGTH, ROWS, STEPS, TOKENS, Trace, batches
 
 def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any], at: int) -> Trace | None:
     """`engine_run` of one case for `at` steps, and of another from the checkpoint of the first to the end."""
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     process = start_process_group()
     from megaqk.training import checkpoints
@@ -44,7 +44,7 @@ def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any
 
 def batches_read(case: dict[str, Any]) -> tuple[int, int]:
     """How many micro-batches this rank takes from what it is handed, in a step and in an evaluation."""
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     process = start_process_group()
     from megaqk.training.engine import TrainingEngine, Vocabulary
@@ -69,7 +69,7 @@ def batches_read(case: dict[str, Any]) -> tuple[int, int]:
 
 def rotary_tables(case: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """Cosines and sines (positions, head_dim / 2) of every block that the engine of a case holds on this rank."""
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     process = start_process_group()
     from megaqk.model.positions import Rotary

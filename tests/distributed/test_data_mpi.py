@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megaqk.data.prepare import builtin_file
-from megaqk.data.tokenizer_training import train_sentencepiece
+from megaqk.corpus.prepare import builtin_file
+from megaqk.corpus.tokenizer_training import train_sentencepiece
 
 # The environment's own, which the test dependencies install, before any other.
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (pip instal
 
 COMMAND = """
 import argparse, sys
-from megaqk.data.cli import add_commands
+from megaqk.corpus.cli import add_commands
 from megaqk.errors import UserError
 parser = argparse.ArgumentParser()
 add_commands(parser.add_subparsers(required=True))

@@ -14,7 +14,7 @@ from tests.harness import run_distributed
 
 def masks_and_replicas(case: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """A replicated and a sharded mask of this rank, and its replicated parameters after three steps."""
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     process = start_process_group()
     from megaqk.config.checks import check_world

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaqk.data.files import sha256_of
+from megaqk.runtime.files import sha256_of
 from megaqk.training.checkpoint_store import CheckpointStore
 from tests.harness import run_distributed
 
@@ -15,8 +15,8 @@ FILES = ("a.pt", "b.pt", "c.pt")
 def latest(folder: str) -> int:
     import torch.distributed as dist
 
+    from megaqk.runtime.device import ProcessInfo
     from megaqk.training.checkpoints import find_latest
-    from megaqk.training.device import ProcessInfo
 
     process = ProcessInfo(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
     return find_latest(CheckpointStore(Path(folder), keep=2), process)[0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megaqk.config.loading import load_config
-from megaqk.data.prepare import prepare
+from megaqk.corpus.prepare import prepare
 from megaqk.data.splits import open_splits
 from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
@@ -100,7 +100,7 @@ def test_samples_losses_and_validation_are_those_of_a_plain_loop(
 
 def run_on_a_slow_clock(argv: list[str]) -> int:
     """The command with a clock on which a step takes 2 s, and an evaluation and a save 1000 s each."""
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     start_process_group()
     from types import SimpleNamespace

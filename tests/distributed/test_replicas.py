@@ -22,7 +22,7 @@ TOPOLOGIES: list[dict[str, Any]] = [
 
 def weights_of_this_rank(case: dict[str, Any]) -> dict[str, tuple[bool, Tensor]]:
     """Whether it is split over the tensor-parallel ranks, and what this rank holds, by name."""
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
 
     process = start_process_group()
     from megaqk.config.checks import check_world

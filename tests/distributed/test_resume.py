@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from megaqk.data.files import sha256_of
+from megaqk.runtime.files import sha256_of
 from megaqk.training.checkpoint_store import digest_of
 from tests.distributed import commands
 from tests.harness import DistributedError, run_distributed, run_torchrun

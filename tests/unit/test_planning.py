@@ -5,7 +5,7 @@ import pytest
 
 from megaqk.config.checks import check_world
 from megaqk.config.loading import build_config
-from megaqk.data.tokenizer_training import train_sentencepiece
+from megaqk.corpus.tokenizer_training import train_sentencepiece
 from megaqk.errors import UserError
 from megaqk.model.parameters import ParameterInfo
 from megaqk.optim.groups import plan_groups

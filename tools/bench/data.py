@@ -20,19 +20,21 @@ from typing import Any
 import numpy as np
 
 from megaqk.config.data import DataConfig
-from megaqk.data import PreparedData, SampleStream, Splits, open_splits
+from megaqk.corpus.build import build_corpus
+from megaqk.corpus.encoding import Recipe
+from megaqk.corpus.lanes import iterate_texts
+from megaqk.corpus.prepare import builtin_file
+from megaqk.corpus.sources import find_sources
+from megaqk.corpus.tokenizer_training import train_sentencepiece
+from megaqk.corpus.writer import IndexPart, write_index
 from megaqk.data.blend import BlendStream, Stage
-from megaqk.data.build import build_corpus
-from megaqk.data.comm import Solo
-from megaqk.data.encoding import Recipe
-from megaqk.data.files import written_whole
+from megaqk.data.dataset import SampleStream
+from megaqk.data.existing import PreparedData
 from megaqk.data.indexed import index_path
-from megaqk.data.lanes import iterate_texts
 from megaqk.data.permutation import Permutation
-from megaqk.data.prepare import builtin_file
-from megaqk.data.sources import find_sources
-from megaqk.data.tokenizer_training import train_sentencepiece
-from megaqk.data.writer import IndexPart, write_index
+from megaqk.data.splits import Splits, open_splits
+from megaqk.runtime.agreement import Solo
+from megaqk.runtime.files import written_whole
 
 BILLION = 10**9
 

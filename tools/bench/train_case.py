@@ -44,7 +44,7 @@ def median_seconds(step: Callable[[int], Any], steps: int) -> float:
 def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, float]:
     from megaqk.config.checks import check_world
     from megaqk.config.loading import build_config
-    from megaqk.training.device import start_process_group
+    from megaqk.runtime.device import start_process_group
     from megaqk.training.engine import TrainingEngine, Vocabulary
 
     config = build_config(

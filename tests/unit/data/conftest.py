@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from megaqk.corpus.encoding import Recipe
+from megaqk.corpus.tokenizer_training import train_sentencepiece
 from megaqk.data import build
-from megaqk.data.encoding import Recipe
-from megaqk.data.tokenizer_training import train_sentencepiece
-from tests.unit.data.building import FILES, text
+from tests.unit.corpus.building import FILES, text
 
 
 @pytest.fixture
@@ -25,5 +25,5 @@ def recipe(tmp_path: Path) -> Recipe:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a few lines, each journalled: a small input has many moments to be interrupted at."""
-    monkeypatch.setattr("megaqk.data.sources.CHUNK_BYTES", 300)
+    monkeypatch.setattr("megaqk.corpus.sources.CHUNK_BYTES", 300)
     monkeypatch.setattr(build, "JOURNAL_EVERY_SECONDS", 0.0)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaqk.data.assembling import merge, split
+from megaqk.corpus.assembling import merge, split
+from megaqk.corpus.writer import write_corpus
 from megaqk.data.indexed import IndexedCorpus, token_dtype
-from megaqk.data.writer import write_corpus
 
 indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="needs megatron-core")
 torch = pytest.importorskip("torch")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
+from megaqk.corpus.writer import write_corpus
 from megaqk.data import PreparedData
 from megaqk.data.identity import check_data_identity, data_identity
 from megaqk.data.manifest import Manifest, measured, write_manifest
-from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
 LENGTH = 4

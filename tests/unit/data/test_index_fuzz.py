@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from megaqk.corpus.writer import write_corpus
 from megaqk.data import indexed
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
 # Four documents of one token, of which the second is said to start at sequence 99.

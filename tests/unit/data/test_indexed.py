@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megaqk.corpus.writer import IndexPart, write_corpus, write_index
 from megaqk.data.indexed import IndexedCorpus, token_dtype
-from megaqk.data.writer import IndexPart, write_corpus, write_index
 from megaqk.errors import UserError
 
 # Two documents, [1, 2, 3] in two sequences and [4], as the format's description has them, written by hand.
@@ -53,7 +53,7 @@ def test_writes_bytes_computed_by_hand(tmp_path: Path) -> None:
 def test_index_is_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = np.random.default_rng(0).integers(0, 9, 1000).astype(np.int32)
     write_index(tmp_path / "whole.idx", np.dtype("<u2"), [IndexPart(lengths)])
-    monkeypatch.setattr("megaqk.data.writer._BLOCK", 7)
+    monkeypatch.setattr("megaqk.corpus.writer._BLOCK", 7)
     write_index(tmp_path / "blocks.idx", np.dtype("<u2"), [IndexPart(lengths)])
     assert (tmp_path / "blocks.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from megaqk.config.model import ModelConfig
+from megaqk.corpus.writer import IndexPart, write_corpus, write_index
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.packing import check_ends, document_layout
-from megaqk.data.writer import IndexPart, write_corpus, write_index
 from megaqk.errors import UserError
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder

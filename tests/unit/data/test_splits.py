@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
+from megaqk.corpus.writer import write_corpus
 from megaqk.data import PreparedData, open_splits
 from megaqk.data.splits import document_bounds
-from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
 

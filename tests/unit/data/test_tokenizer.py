@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
+from megaqk.corpus.tokenizer_training import _sampled, train_sentencepiece
 from megaqk.data.tokenizer import load_tokenizer
-from megaqk.data.tokenizer_training import _sampled, train_sentencepiece
 from megaqk.errors import UserError
 
 WORDS = "once upon a midnight dreary while I pondered weak and weary over many a quaint curious volume".split()  # noqa: SIM905
@@ -82,7 +82,7 @@ def test_kinds_special_tokens_and_samples(tmp_path: Path, kind: Literal["bpe", "
 
 SAMPLED = """
 import hashlib
-from megaqk.data.tokenizer_training import train_sentencepiece
+from megaqk.corpus.tokenizer_training import train_sentencepiece
 texts = (f"{'once upon a midnight dreary'.split()[i % 5]}{i * 7919 % 10007} and {i}" for i in range(3000))
 print(hashlib.sha256(train_sentencepiece(texts, vocab_size=320, sample_lines=200)).hexdigest())
 """

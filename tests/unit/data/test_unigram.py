@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megaqk.corpus.writer import write_corpus
 from megaqk.data import unigram, unigram_perplexity
 from megaqk.data.blend import BlendStream, Stage
+from megaqk.data.dataset import PackedStream, SampleStream
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.stream import PackedStream, SampleStream
-from megaqk.data.writer import write_corpus
 from megaqk.errors import UserError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from megaqk.data.files import sha256_of
 from megaqk.errors import UserError
+from megaqk.runtime.files import sha256_of
 from megaqk.training.checkpoint_store import MANIFEST, CheckpointStore
 from megaqk.training.checkpoints import changed_keys, check_compatible
 
