@@ -7,7 +7,7 @@ import pytest
 
 from megaqk.corpus.encoding import Recipe
 from megaqk.corpus.tokenizer_training import train_sentencepiece
-from megaqk.data import build
+from megaqk.corpus import build
 from tests.unit.corpus.building import FILES, text
 
 
