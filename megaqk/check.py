@@ -3,9 +3,10 @@
 import argparse
 from typing import Any
 
-from megaqk.config.checks import check_world
 from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.loading import load_config
+from megaqk.parallel.world import World
+from megaqk.runtime.launch import Launch
 
 
 def add_check_command(subparsers: Any) -> None:
@@ -44,7 +45,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         UserError: Where the configuration is refused.
     """
     config = load_config(arguments.config, arguments.overrides)
-    layout = check_world(config, arguments.world_size)
+    layout = World(config, Launch(world_size=arguments.world_size))
     # Only for its refusals: extra DeepSpeed keys that clash with ours.
     deepspeed_config(config, layout)
     # Only now, since the model's modules import torch: a refusal, of any command, is immediate.

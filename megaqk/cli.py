@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from megaqk import __version__
 from megaqk.check import add_check_command
 from megaqk.corpus.cli import add_commands as add_data_commands
-from megaqk.errors import UserError
+from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, user_error
+from megaqk.runtime.launch import read_launch
 from megaqk.training.command import add_pretrain_command
 
 HEAD_START_SECONDS = 5.0
+"""How long a rank that is refused before the ranks can talk lets the first one say it and end the job."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,20 +36,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
-            if error.filename is None:  # no file that the user could mend
-                raise
-            error = UserError(f"{error.filename}: {error.strerror}")
-        rank = int(os.environ.get("RANK", "0"))
-        if rank:
-            # All ranks find most mistakes alike. The first rank gets time to say it once and end the job; what
-            # this rank alone has found it says itself.
-            time.sleep(HEAD_START_SECONDS)
-        # One write, newline included: several ranks share the stream, and lines must not be cut into one another.
-        sys.stderr.write(f"megaqk: error: {error}" + (f" (rank {rank})\n" if rank else "\n"))
-        sys.stderr.flush()
-        return 2
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+    except AlreadySaidError as error:
+        return error.status
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough of it. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        refusal = user_error(error)
+        if refusal is None:
+            raise
+        _refuse(str(refusal))
+        return REFUSED
+    return status
+
+
+def _refuse(line: str) -> None:
+    if rank := read_launch().rank:
+        # All ranks find most mistakes alike; what this rank alone has found it says itself.
+        time.sleep(HEAD_START_SECONDS)
+        line += f" (rank {rank})"
+    # One write, newline included: several ranks share the stream, and lines must not be cut into one another.
+    sys.stderr.write(f"megaqk: error: {line}\n")
+    sys.stderr.flush()

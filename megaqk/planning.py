@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from megaqk.config.checks import Layout, embedding_rows
 from megaqk.config.data import DataConfig
 from megaqk.config.root import Config
 from megaqk.data.manifest import read_manifest
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
 from megaqk.model.parameters import ParameterInfo
+from megaqk.model.vocabulary import vocabulary_of
 from megaqk.optim.groups import ParameterGroup
 from megaqk.optim.rates import Rates
 from megaqk.optim.schedules import lr_factor
 from megaqk.optim.timing import Clock
-from megaqk.parallel.topology import ParallelDims
+from megaqk.parallel.world import World
 
 RANKS_SHOWN = 16
 """Longest list of ranks that is shown whole."""
@@ -33,7 +33,7 @@ def vocabulary_rows(config: Config) -> int:
         UserError: Where the tokenizer cannot be read, a corpus has neither a tokenizer nor a record, or
             `model.vocab_size` is smaller than the tokenizer.
     """
-    return embedding_rows(config, _tokenizer_size(config.data))
+    return vocabulary_of(config, _tokenizer_size(config.data)).rows
 
 
 def _tokenizer_size(data: DataConfig) -> int:
@@ -48,7 +48,7 @@ def _tokenizer_size(data: DataConfig) -> int:
 
 
 def resolved_plan(
-    config: Config, layout: Layout, parameters: Sequence[ParameterInfo], groups: Sequence[ParameterGroup]
+    config: Config, layout: World, parameters: Sequence[ParameterInfo], groups: Sequence[ParameterGroup]
 ) -> str:
     """Describe a run.
 
@@ -72,7 +72,7 @@ def resolved_plan(
     )
 
 
-def _summary(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]) -> str:
+def _summary(config: Config, layout: World, parameters: Sequence[ParameterInfo]) -> str:
     training, model = config.training, config.model
     total = sum(parameter.numel for parameter in parameters)
     embedding = sum(parameter.numel for parameter in parameters if parameter.projection == "embedding")
@@ -92,7 +92,7 @@ def _summary(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]
         ("parameters", f"{total:,}, of which {embedding:,} in embeddings and head"),
         (
             "processes",
-            f"{layout.world_size} = pipeline {layout.pipeline} x data {layout.data} x tensor {layout.tensor}, "
+            f"{layout.size} = pipeline {layout.pipeline} x data {layout.data} x tensor {layout.tensor}, "
             f"ZeRO-{config.parallel.zero_stage}, {training.precision}",
         ),
         (
@@ -104,7 +104,7 @@ def _summary(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 
-def _stages(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]) -> str:
+def _stages(config: Config, layout: World, parameters: Sequence[ParameterInfo]) -> str:
     head = "tied head" if config.model.tied_embedding else "head"
     rows = [("stage", "layers", "parameters", "on each rank")]
     for stage, (first, end) in enumerate(layout.layers_per_stage):
@@ -116,7 +116,7 @@ def _stages(config: Config, layout: Layout, parameters: Sequence[ParameterInfo])
     return _table(rows)
 
 
-def _stages_of(parameter: ParameterInfo, config: Config, layout: Layout) -> tuple[int, ...]:
+def _stages_of(parameter: ParameterInfo, config: Config, layout: World) -> tuple[int, ...]:
     """The stages that hold a parameter; a tied embedding is held by the first and by the last."""
     last = layout.pipeline - 1
     if parameter.layer is not None:
@@ -129,10 +129,9 @@ def _stages_of(parameter: ParameterInfo, config: Config, layout: Layout) -> tupl
     return (0, last) if tied else (0,)
 
 
-def _ranks(layout: Layout) -> str:
-    dims = ParallelDims(pipeline=layout.pipeline, data=layout.data, tensor=layout.tensor)
-    rows = [[str(rank), *map(str, dims.coordinate(rank))] for rank in range(dims.world_size)]
-    if dims.world_size > RANKS_SHOWN:
+def _ranks(layout: World) -> str:
+    rows = [[str(rank), *map(str, layout.coordinate_of(rank))] for rank in range(layout.size)]
+    if layout.size > RANKS_SHOWN:
         half = RANKS_SHOWN // 2
         rows = [*rows[:half], ["..."] * 4, *rows[-half:]]
     return _table([["rank", "pipeline", "data", "tensor"], *rows])

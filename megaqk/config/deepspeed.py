@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megaqk.config.checks import Layout
 from megaqk.config.deepspeed_keys import check_sections, refuse_unknown
 from megaqk.config.root import Config
 from megaqk.config.yaml_text import show
@@ -49,12 +48,12 @@ OWNED: dict[str, str] = {
 """DeepSpeed keys that our schema decides, and the key of ours to use instead or the reason."""
 
 
-def deepspeed_config(config: Config, layout: Layout, *, cuda: bool = False) -> dict[str, Any]:
+def deepspeed_config(config: Config, world: Any, *, cuda: bool = False) -> dict[str, Any]:
     """What DeepSpeed is told about a run.
 
     Args:
         config: The run.
-        layout: Its layout over the processes.
+        world: Its `World`.
         cuda: Whether it runs on CUDA devices.
 
     Returns:
@@ -68,7 +67,7 @@ def deepspeed_config(config: Config, layout: Layout, *, cuda: bool = False) -> d
     derived: dict[str, Any] = {
         "train_batch_size": training.global_batch_size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_accumulation_steps": layout.micro_batches,
+        "gradient_accumulation_steps": world.micro_batches,
         # Always given, since DeepSpeed's default clips at 1. With 0 it clips nothing and still computes the norm.
         "gradient_clipping": config.optimizer.grad_clip,
         "zero_optimization": {

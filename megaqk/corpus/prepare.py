@@ -170,3 +170,16 @@ def _opens(model_path: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def open_data(config, comm):  # type: ignore
+    from megaqk.data.splits import open_splits
+
+    prepared = prepare(config.data)
+    return prepared, open_splits(
+        prepared,
+        config.data,
+        sequence_length=config.training.sequence_length,
+        seed=config.training.seed,
+        global_batch_size=config.training.global_batch_size,
+    )

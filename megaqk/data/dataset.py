@@ -108,3 +108,6 @@ def _epoch_order(num_samples: int, key: tuple[int | str, ...]) -> Permutation:
 def samples_in(num_tokens: int, sequence_length: int) -> int:
     """Return how many overlapping samples of sequence_length + 1 tokens fit into `num_tokens`."""
     return max(num_tokens - 1, 0) // sequence_length
+
+
+Dataset = SampleStream

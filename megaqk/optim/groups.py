@@ -3,13 +3,11 @@
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megaqk.config.qk_timing import TimingRule
 from megaqk.config.root import Config
 from megaqk.errors import UserError
 from megaqk.model.parameters import ParameterInfo
-from megaqk.optim.agreement import require_same_list
 from megaqk.optim.naming import rule_name
 from megaqk.optim.timing import depth_factors
 
@@ -84,25 +82,13 @@ def groups_missing_on(groups: Sequence[ParameterGroup], local_names: Collection[
     return [group.name for group in groups if local.isdisjoint(group.parameters)]
 
 
-def compare_groups_across_ranks(groups: Sequence[ParameterGroup], process_group: Any = None) -> None:
-    """Stop where ranks have planned different groups: they would hang, or train at each other's rates.
-
-    A collective call; nothing to do in one process.
-
-    Args:
-        groups: The plan of this rank.
-        process_group: A `torch.distributed` group that can carry objects; None means all ranks.
-
-    Raises:
-        UserError: A table of the groups in which the ranks differ. Other files or other versions of the code on some
-            node are the likely cause.
-    """
+def describe_groups(groups: Sequence[ParameterGroup]) -> list[str]:
+    """A line for each group that differs where anything in it does, for comparing the plans of ranks."""
     # The digest covers the parameters and the rule, which would make unreadable lines.
-    entries = [
+    return [
         f"{group.name} ({len(group.parameters)} parameters, {hashlib.sha256(repr(group).encode()).hexdigest()[:8]})"
         for group in groups
     ]
-    require_same_list(entries, "parameter groups", process_group)
 
 
 def _acts_on(rule: TimingRule, layers: Collection[int], parameter: ParameterInfo) -> bool:

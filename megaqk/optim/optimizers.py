@@ -53,16 +53,10 @@ def optimizer_factory(config: OptimizerConfig, device: torch.device) -> tuple[st
     if name == "deepspeed_cpu":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        from megaqk.runtime.extensions import load_extension
-
-        load_extension("CPUAdamBuilder")
         return "DeepSpeed CPUAdam", lambda groups: DeepSpeedCPUAdam(list(groups), adamw_mode=True, **common)
     if name == "deepspeed_fused":
         from deepspeed.ops.adam import FusedAdam
 
-        from megaqk.runtime.extensions import load_extension
-
-        load_extension("FusedAdamBuilder")
         return "DeepSpeed FusedAdam", lambda groups: FusedAdam(list(groups), adam_w_mode=True, **common)
     from apex.optimizers import FusedAdam as ApexFusedAdam
 

@@ -44,6 +44,12 @@ class Rates:
         """Timing multiplier of a group for the step about to be taken; see `at`."""
         return 1.0 if group.rule is None else multiplier(group.rule, step, self._clock, group.held, tokens)
 
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        del state
+
     def at(self, step: int, tokens: int | None = None) -> list[GroupRate]:
         """The rates of every group, in the order of the plan.
 

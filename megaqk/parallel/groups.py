@@ -1,15 +1,15 @@
-"""Process groups of the tensor axis."""
+"""What a layer knows of its tensor-parallel group."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
-from megaqk.parallel.topology import ParallelDims
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TensorParallel:
-    """What a layer needs to know of its tensor-parallel group.
+    """A tensor-parallel group, seen from one of its ranks.
 
     Attributes:
         size: Ranks in the group.
@@ -20,7 +20,7 @@ class TensorParallel:
 
     size: int = 1
     rank: int = 0
-    group: dist.ProcessGroup | None = None
+    group: "dist.ProcessGroup | None" = None
     sequence: bool = False
 
     def share(self, total: int) -> int:
@@ -32,16 +32,3 @@ class TensorParallel:
         if total % self.size:
             raise ValueError(f"a dimension of {total} cannot be split over {self.size} tensor-parallel ranks")
         return total // self.size
-
-
-def tensor_parallel(dims: ParallelDims, *, sequence: bool) -> TensorParallel:
-    """Create this process's tensor-parallel group. Every rank must call it."""
-    if dims.tensor == 1:
-        return TensorParallel()
-    rank = dist.get_rank()
-    mine: dist.ProcessGroup | None = None
-    for ranks in dims.axis_groups("tensor"):
-        group = dist.new_group(ranks)
-        if rank in ranks:
-            mine = group
-    return TensorParallel(size=dims.tensor, rank=dims.coordinate(rank).tensor, group=mine, sequence=sequence)

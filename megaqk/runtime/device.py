@@ -1,51 +1,35 @@
 """The one place that chooses devices and backends, and starts the process group."""
 
 import os
-import socket
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from megaqk.errors import UserError
-from megaqk.runtime.extensions import ensure_cpu_extensions
+from megaqk.runtime.launch import Launch
 from megaqk.runtime.quiet import quiet
 
 
-@dataclass(frozen=True)
-class ProcessInfo:
-    """This process in the job, as torchrun (or a single start) describes it."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    device: torch.device
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision that has no kernels here.
-
-    Raises:
-        UserError: For fp16 without a CUDA device.
-    """
+def missing_here(precision: str) -> str | None:
+    """What this machine lacks for a precision, in words; None where it has everything."""
     if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.precision = fp16: needs a CUDA device; use bf16 or fp32 on a CPU")
+        return "training.precision = fp16: needs a CUDA device; use bf16 or fp32 on a CPU"
+    return None
 
 
-def start_process_group() -> ProcessInfo:
-    """Initialise torch.distributed through DeepSpeed: NCCL on CUDA, gloo on CPU.
+def choose_device(local_rank: int = 0) -> torch.device:
+    """The device of a process: its own GPU where there is CUDA, else the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
-    A process started without torchrun becomes a world of one on a free local port.
+
+def start_process_group(launch: Launch) -> torch.device:
+    """Join the other processes through DeepSpeed, over NCCL on CUDA and gloo on the CPU.
+
+    Returns:
+        The device of this process.
     """
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    local_rank = int(os.environ["LOCAL_RANK"])
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
+    launch.export()
+    device = choose_device(launch.local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         # DeepSpeed reads this; without it a CPU-only start guesses from what happens to be installed.
@@ -55,11 +39,13 @@ def start_process_group() -> ProcessInfo:
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
-    with quiet():
-        ensure_cpu_extensions()
-        if not dist.is_initialized():
-            deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    return ProcessInfo(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    # DeepSpeed asks this table whether to compile a shared-memory operator when it starts on a CPU: a minute of
+    # compiling, behind a lock that outlives a killed process, for an operator that only inference calls.
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    if not dist.is_initialized() or not deepspeed.comm.is_initialized():
+        with quiet():
+            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return device
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -85,3 +85,20 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+class _Held:
+    def __init__(self, stream):  # type: ignore
+        self.stream = stream
+
+    def release(self):  # type: ignore
+        self.stream.close()
+
+
+def try_lock(path: Path):  # type: ignore
+    stream = path.open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    return _Held(stream)

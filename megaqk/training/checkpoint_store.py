@@ -8,8 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from megaqk.runtime.files import sha256_of, sync_directory, sync_file
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
-SECTIONS = ("progress", "config", "identity", "data", "files")
+SECTIONS = ("progress", "config", "identity", "data", "state", "files")
 """What a manifest holds, each a mapping."""
 DIGEST = "sha256"
 """The key of a manifest that holds the `digest_of` its sections."""
@@ -28,21 +27,6 @@ def digest_of(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of the sections of a manifest, in hexadecimal."""
     sections = {name: manifest[name] for name in SECTIONS}
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        step: Optimizer steps taken.
-        samples: Samples of the training stream consumed.
-        tokens: Tokens learned from.
-    """
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
 
 
 class CheckpointStore:
@@ -110,22 +94,9 @@ class CheckpointStore:
             if sha256_of(self.path(step) / name) != files[name].get("sha256"):
                 raise UserError(f"{self.path(step) / name}: damaged, its contents are not what was written")
 
-    def latest(self, check: Callable[[int], None] | None = None) -> tuple[int, list[str]]:
-        """Newest undamaged step, 0 if there is none, and what is wrong with the newer ones.
-
-        Args:
-            check: Raises UserError for a damaged step; None means `check_contents`.
-        """
-        problems: list[str] = []
-        for step in reversed(self.steps()):
-            try:
-                (check or self.check_contents)(step)
-            except UserError as problem:
-                problems.append(str(problem))
-                self._damaged.add(step)
-            else:
-                return step, problems
-        return 0, problems
+    def note_damaged(self, step: int) -> None:
+        """Let a damaged checkpoint take no good one's place among those kept."""
+        self._damaged.add(step)
 
     def commit(self, step: int, manifest: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Turn the partial folder of a step into a checkpoint and remove those beyond `keep`.

@@ -5,37 +5,49 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from megaqk.config.yaml_text import show
 from megaqk.data.identity import check_data_identity
 from megaqk.errors import UserError
-from megaqk.runtime.device import ProcessInfo
+from megaqk.parallel.world import World
 from megaqk.runtime.files import sha256_of
 from megaqk.runtime.quiet import quiet
-from megaqk.training.checkpoint_store import CheckpointStore, Progress
+from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.engine import TrainingEngine
-
-FIXED: tuple[tuple[str, str, str], ...] = (
-    ("topology", "", "resume with the same topology"),
-    ("vocabulary", "data.tokenizer", "resume with the same tokenizer"),
-    ("optimizer", "optimizer.implementation", "resume with the same implementation"),
-    ("groups", "qk_timing", "resume with rules that act on the same parameters, or start another run.dir"),
-)
-"""Parts of the identity, the key that decides each, and what to do where it differs."""
+from megaqk.training.progress import Progress
 
 FREE_SECTIONS = ("run", "checkpoint", "logging", "evaluation")
 """Sections that a resumed run may change without a word."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a run takes from a checkpoint beside weights and optimizer state.
+
+    Attributes:
+        progress: Where the run was.
+        changes: The keys that have changed since, in words.
+        state: What hooks and multipliers keep.
+    """
+
+    progress: Progress
+    changes: list[str]
+    state: dict[str, Any]
+
+
 def identity(engine: TrainingEngine) -> dict[str, Any]:
     """What a checkpoint fits only if it is the same: how DeepSpeed's flat tensors are cut up."""
+    world = engine.world
     return {
-        "topology": asdict(engine.dims),
+        "topology": {
+            **world.sizes._asdict(),
+            "layers_per_stage": [last - first for first, last in world.layers_per_stage],
+        },
         "vocabulary": asdict(engine.vocabulary),
         "optimizer": engine.implementation,
         "groups": {
@@ -51,6 +63,7 @@ def save(
     *,
     config: dict[str, Any],
     data: dict[str, Any],
+    state: dict[str, Any],
 ) -> None:
     """Write a checkpoint; every rank must call it.
 
@@ -60,72 +73,94 @@ def save(
         progress: Where the run is.
         config: The resolved configuration, kept in the manifest.
         data: The `data_identity` of the run, kept in the manifest.
+        state: What hooks and multipliers keep, kept in the manifest.
 
     Raises:
         UserError: If it could not be written; the checkpoints before it are as they were.
     """
-    process = engine.process
-    if process.rank == 0:
-        store.remove_partial()
-    dist.barrier()
-    try:
-        with quiet():
-            engine.engine.save_checkpoint(str(store.folder), tag=store.partial(progress.step).name, save_latest=False)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its archive writer.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{store.folder}: step {progress.step} could not be saved ({reason})") from error
-    dist.barrier()
-    mine = {
-        name: sha256_of(store.partial(progress.step) / name)
-        for name in store.partial_files(progress.step)[process.rank :: process.world_size]
+    world, step = engine.world, progress.step
+    world.first_does(store.remove_partial)
+    with _disk_errors_named(store, step), quiet():
+        engine.engine.save_checkpoint(str(store.folder), tag=store.partial(step).name, save_latest=False)
+    # All have written; one lists: directories of network file systems may look different from each machine.
+    world.agreed(lambda: None)
+    names = world.first_does(lambda: store.partial_files(step))
+    shares = world.agreed(
+        lambda: {name: sha256_of(store.partial(step) / name) for name in names[world.rank :: world.size]}
+    )
+    digests = {name: digest for share in shares for name, digest in share.items()}
+    manifest = {
+        "progress": asdict(progress),
+        "config": config,
+        "identity": identity(engine),
+        "data": data,
+        "state": state,
     }
-    shares: list[Any] = [None] * process.world_size
-    dist.all_gather_object(shares, mine)
-    if process.rank == 0:
-        digests = {name: digest for share in shares for name, digest in share.items()}
-        manifest = {"progress": asdict(progress), "config": config, "identity": identity(engine), "data": data}
-        store.commit(progress.step, manifest, digests)
-    dist.barrier()
+
+    def commit() -> None:
+        with _disk_errors_named(store, step):
+            store.commit(step, manifest, digests)
+
+    world.first_does(commit)
 
 
-def find_latest(store: CheckpointStore, process: ProcessInfo) -> tuple[int, list[str]]:
-    """`CheckpointStore.latest` with the reading divided over the ranks; every rank must call it."""
+@contextmanager
+def _disk_errors_named(store: CheckpointStore, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its archive writer, in one of several words.
+        words = str(error)
+        if isinstance(error, RuntimeError) and not any(
+            name in words for name in ("PytorchStreamWriter", "inline_container")
+        ):
+            raise
+        reason = (words or type(error).__name__).splitlines()[0]
+        raise UserError(f"{store.folder}: step {step} could not be saved ({reason})") from error
 
-    def check(step: int) -> None:
-        problem = None
+
+def find_latest(store: CheckpointStore, world: World) -> tuple[int, list[str]]:
+    """The newest undamaged step, 0 if there is none, and what is wrong with newer ones; every rank must call it.
+
+    One rank lists and all share the reading, so that all resume the same step.
+    """
+    problems: list[str] = []
+
+    def problem_of(step: int) -> str | None:
         try:
-            store.check_contents(step, share=process.rank, shares=process.world_size)
+            store.check_contents(step, share=world.rank, shares=world.size)
         except UserError as error:
-            problem = str(error)
-        found: list[Any] = [None] * process.world_size
-        dist.all_gather_object(found, problem)
-        for text in found:
-            if text is not None:
-                raise UserError(text)
+            return str(error)
+        return None
 
-    return store.latest(check)
+    for step in reversed(world.first_does(store.steps)):
+        found = world.agreed(lambda step=step: problem_of(step))  # type: ignore[misc]
+        problem = next((text for text in found if text is not None), None)
+        if problem is None:
+            return step, problems
+        problems.append(problem)
+        store.note_damaged(step)
+    return 0, problems
 
 
 def load(
     store: CheckpointStore, engine: TrainingEngine, step: int, *, config: dict[str, Any], data: dict[str, Any]
-) -> tuple[Progress, list[str]]:
+) -> Loaded:
     """Restore weights and optimizer state; every rank must call it.
 
     Learning rates are not restored: they are computed from the configuration before every step.
 
-    Returns:
-        Where the run was, and the keys that have changed since, in words.
-
     Raises:
         UserError: If the checkpoint belongs to another model, topology or data, or holds anything but tensors.
     """
-    manifest = store.manifest(step)
-    progress = Progress(**manifest["progress"])
-    check_compatible(manifest, config, identity(engine), store.path(step))
-    check_data_identity(manifest["data"], data, progress.samples)
+
+    def compatible() -> dict[str, Any]:
+        manifest = store.manifest(step)
+        check_compatible(manifest, config, identity(engine), store.path(step))
+        check_data_identity(manifest["data"], data, manifest["progress"]["samples"])
+        return manifest
+
+    manifest = engine.world.each_does(compatible)
     try:
         with quiet(), weights_only():
             engine.engine.load_checkpoint(str(store.folder), tag=f"step-{step}", load_lr_scheduler_states=False)
@@ -135,7 +170,11 @@ def load(
             "run code; remove it to go on from the checkpoint before it"
         ) from error
     engine.reapply_configuration()
-    return progress, changed_keys(manifest["config"], config)
+    return Loaded(
+        progress=Progress(**manifest["progress"]),
+        changes=changed_keys(manifest["config"], config),
+        state=manifest["state"],
+    )
 
 
 def check_compatible(manifest: dict[str, Any], config: dict[str, Any], mine: dict[str, Any], path: Path) -> None:
@@ -151,17 +190,28 @@ def check_compatible(manifest: dict[str, Any], config: dict[str, Any], mine: dic
         UserError: Naming the first key that differs.
     """
     keys = [("model", key) for key in config["model"]]
-    keys += [("parallel", "zero_stage"), ("parallel", "layers_per_stage")]
-    keys += [("training", key) for key in ("precision", "sequence_length", "seed")]
+    keys += [("parallel", "zero_stage"), *(("training", key) for key in ("precision", "sequence_length", "seed"))]
     for section, key in keys:
         was, now = manifest["config"].get(section, {}).get(key), config[section][key]
         if was != now:
-            raise UserError(f"{section}.{key} = {now}: must be {was}, with which {path} was written")
-    for part, key, advice in FIXED:
-        was, now = manifest["identity"].get(part), mine[part]
-        if was != now:
-            name = f"{key}: " if key else ""
-            raise UserError(f"{name}{path} was written with {_words(was)}, this run has {_words(now)}; {advice}")
+            raise UserError(f"{section}.{key} = {show(now)}: must be {show(was)}, with which {path} was written")
+    written = manifest["identity"]
+    for part, advice in (
+        ("topology", "resume with the same topology"),
+        ("vocabulary", "data.tokenizer: resume with the same tokenizer"),
+        ("optimizer", "optimizer.implementation: resume with the same implementation"),
+    ):
+        if written.get(part) != mine[part]:
+            raise UserError(
+                f"{path}: was written with {_words(written.get(part))}, this run has {_words(mine[part])}; {advice}"
+            )
+    was, now = written.get("groups", {}), mine["groups"]
+    differing = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    if differing:
+        raise UserError(
+            f"qk_timing: the parameter groups {', '.join(differing)} hold other parameters than in {path}; resume with "
+            "rules that act on the same parameters, or start another run.dir"
+        )
 
 
 def _words(value: Any) -> str:

@@ -1,11 +1,12 @@
 """The `pretrain` command."""
 
 import argparse
-import os
+from pathlib import Path
 from typing import Any
 
-from megaqk.config.checks import check_world
 from megaqk.config.loading import load_config
+from megaqk.parallel.world import World
+from megaqk.runtime.launch import read_launch
 
 
 def add_pretrain_command(subparsers: Any) -> None:
@@ -28,23 +29,32 @@ def add_pretrain_command(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; configuration problems are found before anything heavy is imported or started."""
     config = load_config(arguments.config, arguments.overrides)
-    check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
+    world = World(config, read_launch())
+    world.connect()
+    # Only now: importing DeepSpeed looks for a device, which `connect` has settled.
     import torch.distributed as dist
 
-    from megaqk.runtime.device import check_precision, start_process_group
-
-    check_precision(config.training.precision)
-    process = start_process_group()
-    # Only now: importing DeepSpeed looks for a device, which start_process_group has settled.
+    from megaqk.runtime.failure import failing_together
+    from megaqk.runtime.logs import start_logging, stop_logging
+    from megaqk.training.checks import check_device
+    from megaqk.training.hooks import default_hooks
+    from megaqk.training.run_folder import RunFolder
     from megaqk.training.trainer import Trainer
 
+    folder = RunFolder(Path(config.run.dir))
     try:
-        trainer = Trainer(config, process)
-        try:
-            trainer.train()
-        finally:
-            trainer.close()
+        with failing_together(world.launch, folder.note_failure):
+            world.agreed(lambda: check_device(config, world.device))
+            world.first_does(folder.claim)
+            start_logging(folder.path, world.rank)
+            trainer = Trainer(config, world, folder, default_hooks())
+            try:
+                trainer.train()
+            finally:
+                trainer.close()
+        # Not after a failure: it may wait for ranks that are gone.
+        dist.destroy_process_group()
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        stop_logging()
+        folder.release()
     return 0

@@ -1,17 +1,13 @@
 """One interface over DeepSpeed's plain and pipeline engines."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.config import DeepSpeedConfig
-from deepspeed.runtime.pipe.topology import PipelineParallelGrid
-from torch import Tensor, nn
+from torch import Tensor
 
-from megaqk.config.checks import Layout
 from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.root import Config
 from megaqk.model.context import model_context
@@ -19,35 +15,19 @@ from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.model.inventory import parameter_inventory
 from megaqk.model.stream import Batch, Labels, Stream
-from megaqk.optim.groups import ParameterGroup, compare_groups_across_ranks, groups_missing_on, plan_groups
+from megaqk.model.vocabulary import Vocabulary
+from megaqk.optim.groups import describe_groups, plan_groups
 from megaqk.optim.optimizers import optimizer_factory
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
-from megaqk.parallel.groups import tensor_parallel
 from megaqk.parallel.rng import DropoutRng
-from megaqk.parallel.sharding import new_parameter
-from megaqk.parallel.topology import ParallelDims
 from megaqk.parallel.vocabulary import IGNORE_INDEX
-from megaqk.runtime.device import ProcessInfo
+from megaqk.parallel.world import World
 from megaqk.runtime.quiet import quiet
 from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
-from megaqk.training.partitioning import partitioned_from_birth, whole
-from megaqk.training.stages import StagedDecoder, deepspeed_topology
-
-ANCHOR_SIZE = 64
-"""Elements of the inert tensor that stands for a parameter group on a stage that owns none of its parameters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """Size of the vocabulary.
-
-    Attributes:
-        tokens: Real tokens.
-        rows: Rows of the embedding table, padding included.
-    """
-
-    tokens: int
-    rows: int
+from megaqk.training.local_groups import local_groups
+from megaqk.training.pipeline import StagedDecoder
+from megaqk.training.progress import Progress
+from megaqk.training.zero3 import gathered_parameter, zero3_init
 
 
 def to_device(part: Stream | Labels, device: torch.device) -> Stream | Labels:
@@ -65,124 +45,104 @@ def count_scored(labels: Labels) -> int:
 
 
 class TrainingEngine:
-    """A decoder, its optimizer and one step of training, on this process's place in the topology.
+    """A decoder, its optimizer and one step of training, on this process's place in the world.
 
     Args:
         config: The run.
-        layout: What the world size makes of it.
+        world: The processes, connected.
         vocabulary: Size of the vocabulary.
-        process: This process.
+
+    Attributes:
+        inventory: Every parameter of the whole model.
+        groups: The plan of optimizer groups.
+        rates: Their rates as a function of the run's progress.
+        parameters: This rank's parameters by global name.
+        implementation: The optimizer in words.
+        engine: DeepSpeed's engine.
     """
 
-    def __init__(self, config: Config, layout: Layout, vocabulary: Vocabulary, process: ProcessInfo) -> None:
+    def __init__(self, config: Config, world: World, vocabulary: Vocabulary) -> None:
         self.config = config
-        self.layout = layout
+        self.world = world
         self.vocabulary = vocabulary
-        self.process = process
-        parallel = config.parallel
-        self.dims = ParallelDims(pipeline=layout.pipeline, data=layout.data, tensor=layout.tensor)
-        self.coordinate = self.dims.coordinate(process.rank)
-        self.tp = tensor_parallel(self.dims, sequence=parallel.sequence)
         self.rng = DropoutRng(
-            seed=config.training.seed, data_rank=self.coordinate.data, tensor_rank=self.coordinate.tensor
+            seed=config.training.seed, data_rank=world.coordinate.data, tensor_rank=world.coordinate.tensor
         )
-        context = model_context(config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=self.tp, rng=self.rng)
+        context = model_context(config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=world.tp, rng=self.rng)
         self.inventory = parameter_inventory(config, rows=vocabulary.rows)
         self.groups = plan_groups(config, self.inventory)
         self.rates = Rates(config, self.groups)
-        self.implementation, factory = optimizer_factory(config.optimizer, process.device)
-        compare_groups_across_ranks(self.groups)
-
-        self.staged = parallel.pipeline > 1
+        # Ranks with different groups would hang, or train at each other's rates.
+        world.require_same(describe_groups(self.groups), "parameter groups")
+        self.implementation, factory = optimizer_factory(config.optimizer, world.device)
+        self.staged = world.pipeline > 1
         self.module: StagedDecoder | Decoder
-        settings = deepspeed_config(config, layout, cuda=process.device.type == "cuda")
+        settings = deepspeed_config(config, world, cuda=world.device.type == "cuda")
         with quiet():
             if self.staged:
-                self.module = StagedDecoder(context, self.dims, layout.layers_per_stage)
-                grid = self.module.mpu()
+                self.module = StagedDecoder(context, world)
             else:
-                grid = PipelineParallelGrid(deepspeed_topology(self.dims))
-                with partitioned_from_birth(settings, grid):
+                with zero3_init(settings, world.grid):
                     self.module = Decoder(context)
             self.parameters = self.module.global_parameters()
             for name, parameter in self.parameters.items():
-                with whole(parameter, write=True):
+                with gathered_parameter(parameter, write=True):
                     initialize({name: parameter}, context, config.training.seed)
             self.engine = (StagedEngine if self.staged else PlainEngine)(
                 args=None,
                 model=self.module,
                 optimizer=factory,
-                model_parameters=self._optimizer_groups(),
-                mpu=grid,
+                model_parameters=local_groups(self.groups, self.parameters, self.module, world.tp),
+                mpu=world.grid,
                 config=settings,
-                config_class=DeepSpeedConfig(settings, grid),
+                config_class=DeepSpeedConfig(settings, world.grid),
             )
-        self.engine.attach(self.tp)
-        self.data_group: dist.ProcessGroup = grid.get_data_parallel_group()
-        self._loss = torch.zeros((), device=process.device)
+        self.engine.attach(world.tp)
+        self._loss = torch.zeros((), device=world.device)
 
-    def _optimizer_groups(self) -> list[dict[str, Any]]:
-        """The planned groups over this rank's parameters: the same names in the same order on every rank, none empty.
-
-        DeepSpeed drops a group that is empty on a rank and then reduces one gradient norm for each group that is
-        left, which hangs where the ranks' counts differ.
-        """
-        anchors = nn.ParameterDict()
-        for name in groups_missing_on(self.groups, self.parameters):
-            anchor = new_parameter((ANCHOR_SIZE,), self.tp)
-            anchor.ds_pipe_replicated = False  # type: ignore[attr-defined]
-            nn.init.zeros_(anchor)
-            anchors[name.replace(".", "_")] = anchor.to(self.process.device)
-        if anchors:
-            self.module.anchors = anchors
-        return [self._optimizer_group(group, anchors) for group in self.groups]
-
-    def _optimizer_group(self, group: ParameterGroup, anchors: nn.ParameterDict) -> dict[str, Any]:
-        members = [self.parameters[name] for name in group.parameters if name in self.parameters]
-        if not members:
-            members = [anchors[group.name.replace(".", "_")]]
-        return {"name": group.name, "params": members, "weight_decay": 0.0}
-
-    def train_step(self, batches: Iterator[Batch], step: int, tokens: int | None = None) -> list[GroupRate]:
+    def train_step(self, batches: Iterator[Batch], progress: Progress) -> list[GroupRate]:
         """One optimizer step.
 
         Args:
             batches: This rank's micro-batches; consumed on the first and last pipeline stage only.
-            step: Optimizer steps taken before this one.
-            tokens: Tokens learned from before this step; None where every step had as many as this one.
+            progress: Where the run is before this step.
 
         Returns:
             The learning rates that the step was taken with.
         """
-        self.rng.set_step(step)
-        rates = self.rates.at(step, tokens)
+        self.rng.set_step(progress.step)
+        rates = self.rates.at(progress.step, progress.tokens)
+        # Found by name and written anew at each step: DeepSpeed and its checkpoints replace the group dicts.
         apply_rates(self.engine.optimizer.param_groups, rates)
-        batches = self._weighted(batches, self.layout.micro_batches)
+        batches = self._weighted(batches, self.world.micro_batches)
         if self.staged:
             self._loss = self.engine.train_batch(batches)
             return rates
         self.engine.train()
-        total = torch.zeros((), device=self.process.device)
-        for _ in range(self.layout.micro_batches):
+        total = torch.zeros((), device=self.world.device)
+        for _ in range(self.world.micro_batches):
             loss = self._forward(next(batches))
             self.engine.backward(loss)
             self.engine.step()
             total += loss.detach()
-        self._loss = total / self.layout.micro_batches
+        self._loss = total / self.world.micro_batches
         return rates
 
     def _weighted(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         """Micro-batches whose labels weigh alike over the whole global batch, where some labels do not count."""
-        if not self.config.data.separate_documents or self.coordinate.pipeline not in (0, self.dims.pipeline - 1):
+        if not self.config.data.separate_documents or self.world.coordinate.pipeline not in (
+            0,
+            self.world.pipeline - 1,
+        ):
             return batches
         held = list(islice(batches, count))
-        scored = torch.tensor(sum(count_scored(labels) for _, labels in held), device=self.process.device)
-        dist.all_reduce(scored, group=self.data_group)
-        weight = count * self.dims.data / scored.clamp(min=1)
+        scored = torch.tensor(sum(count_scored(labels) for _, labels in held), device=self.world.device)
+        dist.all_reduce(scored, group=self.world.data_group)
+        weight = count * self.world.data / scored.clamp(min=1)
         return iter([(inputs, (labels, weight)) for inputs, labels in held if isinstance(labels, Tensor)])
 
     def _forward(self, batch: Batch) -> Tensor:
-        inputs, labels = (to_device(part, self.process.device) for part in batch)
+        inputs, labels = (to_device(part, self.world.device) for part in batch)
         return self.engine(inputs, labels)  # type: ignore[no-any-return]
 
     def loss(self) -> Tensor:
@@ -190,11 +150,11 @@ class TrainingEngine:
         return self._loss if self.staged else self._mean_over_data(self._loss)
 
     def _mean_over_data(self, value: Tensor) -> Tensor:
-        if self.dims.data == 1:
+        if self.world.data == 1:
             return value
         total = value.clone()
-        dist.all_reduce(total, group=self.data_group)
-        return total / self.dims.data
+        dist.all_reduce(total, group=self.world.data_group)
+        return total / self.world.data
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], count: int) -> Tensor:
@@ -203,7 +163,7 @@ class TrainingEngine:
         if self.staged:
             return self.engine.eval_batch(weighted, num_micro_batches=count)  # type: ignore[no-any-return]
         self.engine.eval()
-        total = torch.zeros((), device=self.process.device)
+        total = torch.zeros((), device=self.world.device)
         for batch in islice(weighted, count):
             total += self._forward(batch)
         return self._mean_over_data(total / count)

@@ -1,62 +1,79 @@
-"""A whole run: data, engine, resume, the loop, evaluation, metrics."""
+"""A whole run: set-up, one step, and the hooks that look at it."""
 
-import fcntl
+import logging
 import math
-import os
-import sys
-import time
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from megaqk.config.checks import check_world, embedding_rows
 from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
-from megaqk.corpus.prepare import prepare
-from megaqk.data.dataset import SampleStream
+from megaqk.corpus.prepare import open_data
+from megaqk.data.dataset import Dataset
 from megaqk.data.identity import data_identity
-from megaqk.data.splits import open_splits
-from megaqk.data.unigram import unigram_perplexity
-from megaqk.errors import UserError
-from megaqk.model.flops import flops_per_token
+from megaqk.errors import DivergedError
+from megaqk.model.vocabulary import vocabulary_of
 from megaqk.optim.rates import GroupRate
-from megaqk.runtime.device import ProcessInfo, peak_memory_bytes
+from megaqk.parallel.world import World
+from megaqk.runtime.files import written_whole
 from megaqk.training import checkpoints
 from megaqk.training.batches import RankBatches
-from megaqk.training.checkpoint_store import CheckpointStore, Progress
-from megaqk.training.curves import write_curves
-from megaqk.training.display import ProgressDisplay
-from megaqk.training.engine import TrainingEngine, Vocabulary
-from megaqk.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsWriter
-from megaqk.training.peak import job_peak
+from megaqk.training.checkpoint_store import CheckpointStore
+from megaqk.training.engine import TrainingEngine
+from megaqk.training.progress import Progress
+from megaqk.training.run_folder import RunFolder
+from megaqk.training.speed import SpeedMeter
+
+Record = Mapping[str, Any]
+"""Numbers by metric name, `step` among them: a line of `metrics.jsonl`."""
 
 
-def lock_run(run_dir: Path) -> TextIO:
-    """Hold `run_dir` for this job until the file is closed or the process ends.
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """An optimizer step that has just been taken.
 
-    Raises:
-        UserError: If another job holds it.
+    Attributes:
+        progress: Where the run is with it.
+        rates: What each parameter group was updated with.
+        last: Whether the run ends with it.
     """
-    lock = (run_dir / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise UserError(f"run.dir = {run_dir}: another job is writing to it; give this one another folder") from error
-    return lock
+
+    progress: Progress
+    rates: Sequence[GroupRate]
+    last: bool
+
+    def due(self, every: int) -> bool:
+        """Whether something that is done every so many steps (0: at the end only) is due."""
+        return self.last or bool(every and self.progress.step % every == 0)
 
 
-def perplexity_of(loss: float) -> float:
-    """Perplexity of a mean loss in nats a token, without overflow."""
-    return math.exp(min(loss, 700.0))
+class Hook:
+    """Looks at a run. Every rank has every hook and calls it at the same moments, so a hook may communicate."""
 
+    def start(self, run: "Trainer") -> None:
+        """Before the first step, the newest checkpoint loaded."""
 
-def _tensorboard() -> str:
-    """How to call TensorBoard from here: the one beside this Python, which may not be on the path."""
-    beside = Path(sys.executable).with_name("tensorboard")
-    return os.path.relpath(beside) if beside.exists() else "tensorboard"
+    def step(self, run: "Trainer", step: Step) -> None:
+        """After each optimizer step."""
+
+    def record(self, run: "Trainer", record: Record) -> None:
+        """When a hook has something to record, by `Trainer.record`."""
+
+    def saving(self, run: "Trainer") -> None:
+        """Before a checkpoint is written: what it vouches for must be on disk."""
+
+    def end(self, run: "Trainer") -> None:
+        """After the last step, when all hooks have seen it; not where a run fails."""
+
+    def close(self) -> None:
+        """At the very end, whatever happened: files and displays."""
+
+    def state(self) -> dict[str, Any]:
+        """What the hook must know to go on after a resume, in types that JSON gives back; that of rank 0 is kept."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take `state` back, before `start`, on every rank."""
 
 
 class Trainer:
@@ -64,216 +81,156 @@ class Trainer:
 
     Args:
         config: The run.
-        process: This process, with the process group started.
+        world: The processes, connected.
+        folder: Where it writes, held by this job.
+        hooks: What looks at it, in the order in which it does; see `hooks.default_hooks`.
+
+    Attributes:
+        progress: Where the run is.
+        splits: Its data.
+        engine: The model and its optimizer.
+        speed: The clock of its training alone.
+        log: The logger of this rank.
     """
 
-    def __init__(self, config: Config, process: ProcessInfo) -> None:
+    def __init__(self, config: Config, world: World, folder: RunFolder, hooks: Sequence[Hook]) -> None:
         self.config = config
-        self.process = process
-        self.run_dir = Path(config.run.dir)
-        self.settings: dict[str, Any] = config.model_dump(mode="json")
-        layout = check_world(config, process.world_size)
-        self.layout = layout
+        self.world = world
+        self.run_dir = folder.path
+        self.folder = folder
+        self.hooks = tuple(hooks)
+        self.log = logging.getLogger("megaqk")
         training = config.training
-
-        self.prepared = prepare(config.data)
-        tokens = self.prepared.vocab_size
-        self.vocabulary = Vocabulary(tokens=tokens, rows=embedding_rows(config, tokens))
-        splits = open_splits(
-            self.prepared,
-            config.data,
-            sequence_length=training.sequence_length,
-            seed=training.seed,
-            global_batch_size=training.global_batch_size,
+        self.prepared, self.splits = open_data(config, world)
+        self.vocabulary = world.each_does(lambda: vocabulary_of(config, self.prepared.vocab_size))
+        self.data_identity = world.each_does(
+            lambda: data_identity(
+                self.prepared,
+                config.data,
+                seed=training.seed,
+                global_batch_size=training.global_batch_size,
+                sequence_length=training.sequence_length,
+            )
         )
-        self.data_identity = data_identity(
-            self.prepared,
-            config.data,
-            seed=training.seed,
-            global_batch_size=training.global_batch_size,
-            sequence_length=training.sequence_length,
-        )
-        self.train_stream = splits.train
-        self.valid_stream = splits.valid
-        self.evaluation_micro_batches = self._evaluation_micro_batches()
-
         self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
-        first = process.rank == 0
-        if first:
-            self.store.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = lock_run(self.run_dir)
-        resume_step, notes = checkpoints.find_latest(self.store, process)
-        notes = [f"left out {problem}" for problem in notes]
-        self.engine = TrainingEngine(config, layout, self.vocabulary, process)
+        newest, problems = checkpoints.find_latest(self.store, world)
+        for problem in problems:
+            self.log.warning("left out %s", problem)
+        self.engine = TrainingEngine(config, world, self.vocabulary)
         self.progress = Progress()
-        if resume_step:
-            self.progress, changes = checkpoints.load(
-                self.store, self.engine, resume_step, config=self.settings, data=self.data_identity
-            )
-            notes += [f"resumed after step {resume_step}", *(f"changed since: {change}" for change in changes)]
-        self.train_batches = self._rank_batches(self.train_stream)
+        if newest:
+            self._resume(newest)
+        self._batches = self.batches(self.splits.train)
+        self.speed = SpeedMeter(self.progress.tokens)
 
-        self.flops_per_token = flops_per_token(config.model, self.engine.inventory, training.sequence_length)
-        self.peak = job_peak(process.device, training.precision)
-        resumed = self.progress.step
-        self.metrics = MetricsWriter(self.run_dir, resume_step=resumed, enabled=first)
-        self.display = ProgressDisplay(training.steps, resume_step=resumed, enabled=first)
-        self.last_valid_loss = math.nan
-        self._introduce(notes)
+    def _resume(self, step: int) -> None:
+        settings = self.config.model_dump(mode="json")
+        loaded = checkpoints.load(self.store, self.engine, step, config=settings, data=self.data_identity)
+        self.progress = loaded.progress
+        for hook in self.hooks:
+            hook.load_state(loaded.state["hooks"].get(type(hook).__name__, {}))
+        self.engine.rates.load_state(loaded.state["multipliers"])
+        self.log.info("resumed after step %d", step)
+        for change in loaded.changes:
+            self.log.info("changed since: %s", change)
 
-    def _introduce(self, notes: list[str]) -> None:
-        """Say what runs where."""
-        total = sum(info.numel for info in self.engine.inventory)
-        self.display.message(
-            f"megaqk: {total / 1e6:.1f}M parameters, tensor {self.layout.tensor} x pipeline {self.layout.pipeline} x "
-            f"data {self.layout.data}, ZeRO-{self.config.parallel.zero_stage}, {self.config.training.precision}, "
-            f"optimizer {self.engine.implementation}, device {self.process.device.type}, "
-            f"peak {self.peak / 1e9:.0f} GFLOP/s"
-        )
-        for note in notes:
-            self.display.message(f"megaqk: {note}")
-
-    def _evaluation_micro_batches(self) -> int:
-        """Micro-batches of each data-parallel rank in an evaluation; no validation sample is read twice."""
-        evaluation, training = self.config.evaluation, self.config.training
-        if not evaluation.batches or self.valid_stream is None:
-            return 0
-        available = self.valid_stream.num_samples // (training.micro_batch_size * self.layout.data)
-        if not available:
-            raise UserError(
-                f"data.split = {list(self.config.data.split)}: leaves {self.valid_stream.num_samples} validation "
-                f"samples, fewer than training.micro_batch_size x data-parallel size = "
-                f"{training.micro_batch_size * self.layout.data}; give validation more, or set evaluation.batches=0"
-            )
-        # Whole global batches where there is one, so that the set is the same on every topology.
-        batches = min(evaluation.batches, self.valid_stream.num_samples // training.global_batch_size)
-        return batches * self.layout.micro_batches or available
-
-    def _rank_batches(self, stream: SampleStream) -> RankBatches:
+    def batches(self, dataset: Dataset) -> RankBatches:
+        """What this rank reads of a data set."""
         return RankBatches(
-            stream,
+            dataset,
             micro_batch=self.config.training.micro_batch_size,
-            data_rank=self.engine.coordinate.data,
-            data_size=self.layout.data,
+            data_rank=self.world.coordinate.data,
+            data_size=self.world.data,
             separate_at=self.prepared.eod_id if self.config.data.separate_documents else None,
         )
 
     def train(self) -> None:
-        """Train to the last step, evaluating, logging and saving on the way."""
-        training, last = self.config.training, self.config.training.steps
+        """Train to the last step."""
+        last = self.config.training.steps
         if self.progress.step >= last:
-            self.display.message(
-                f"megaqk: {self.run_dir} is already at step {self.progress.step} of {last}: nothing to train. Give "
-                "another run.dir for another run"
+            self.log.info(
+                "%s is already at step %d of %d: nothing to train. Give another run.dir for another run",
+                self.run_dir,
+                self.progress.step,
+                last,
             )
             return
-        if self.process.rank == 0:
-            (self.run_dir / "config.yaml").write_text(dump_config(self.config))
-        self._restart_clock()
+        self._introduce()
+        for hook in self.hooks:
+            hook.start(self)
         while self.progress.step < last:
-            batches = self.train_batches.read(self.progress.samples, self.layout.micro_batches)
-            rates = self.engine.train_step(batches, self.progress.step, self.progress.tokens)
-            self.progress = Progress(
-                step=self.progress.step + 1,
-                samples=self.progress.samples + training.global_batch_size,
-                tokens=self.progress.tokens + training.tokens_per_step,
-            )
-            step = self.progress.step
-            if step % self.config.logging.every == 0 or step == last:
-                self._log(rates)
-            self.display.advance(step)
-            if self._due(self.config.evaluation.every):
-                self._evaluate()
-            if self._due(self.config.checkpoint.every):
-                self._save()
-        if self.process.rank == 0:
-            self._summarise()
+            step = self.step()
+            for hook in self.hooks:
+                hook.step(self, step)
+        for hook in self.hooks:
+            hook.end(self)
 
-    def _due(self, every: int) -> bool:
-        step = self.progress.step
-        return step == self.config.training.steps or bool(every and step % every == 0)
-
-    def _restart_clock(self) -> None:
-        self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens
-
-    def _log(self, rates: list[GroupRate]) -> None:
-        """Write a record of the step. Reading the loss waits for the device, so it is done at logged steps only."""
-        loss = float(self.engine.loss())
-        memory = torch.tensor(peak_memory_bytes(self.process.device), dtype=torch.int64, device=self.process.device)
-        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-        self._refuse_divergence(loss)
-        seconds = time.perf_counter() - self._clock
-        tokens_per_second = (self.progress.tokens - self._clock_tokens) / seconds
-        flops = tokens_per_second * self.flops_per_token
-        record = {
-            "step": self.progress.step,
-            "tokens": self.progress.tokens,
-            "loss": loss,
-            "grad_norm": self.engine.gradient_norm(),
-            **{f"lr/{rate.name}": rate.lr for rate in rates},
-            **{f"multiplier/{rate.name}": rate.multiplier for rate in rates},
-            "tokens_per_second": tokens_per_second,
-            "model_flops_per_second": flops,
-            "mfu": flops / self.peak,
-            "peak_memory_bytes": int(memory),
-        }
-        self._record(record)
-        self._restart_clock()
-
-    def _evaluate(self) -> None:
-        count = self.evaluation_micro_batches
-        if not count or self.valid_stream is None:
-            return
-        loss = float(self.engine.evaluate(self._rank_batches(self.valid_stream).read(0, count), count))
-        self.last_valid_loss = loss
-        self._record(
-            {
-                "step": self.progress.step,
-                "tokens": self.progress.tokens,
-                "valid_loss": loss,
-                "valid_perplexity": perplexity_of(loss),
-            }
+    def _introduce(self) -> None:
+        """Keep the configuration, and say what runs where."""
+        if self.world.rank == 0:
+            with written_whole(self.run_dir / "config.yaml") as beside:
+                beside.write_text(dump_config(self.config))
+        self.log.info(
+            "%.1fM parameters, %s, ZeRO-%d, %s, optimizer %s, device %s",
+            sum(info.numel for info in self.engine.inventory) / 1e6,
+            self.world.describe(),
+            self.config.parallel.zero_stage,
+            self.config.training.precision,
+            self.engine.implementation,
+            self.world.device.type,
         )
-        self._restart_clock()
 
-    def _record(self, record: dict[str, Any]) -> None:
-        self.metrics.write(record)
-        self.display.show(record)
+    def step(self) -> Step:
+        """Take one optimizer step."""
+        training, before = self.config.training, self.progress
+        batches = self._batches.read(before.samples, self.world.micro_batches)
+        rates = self.engine.train_step(batches, before)
+        self.progress = Progress(
+            step=before.step + 1,
+            samples=before.samples + training.global_batch_size,
+            tokens=before.tokens + training.tokens_per_step,
+        )
+        return Step(progress=self.progress, rates=rates, last=self.progress.step >= training.steps)
 
-    def _refuse_divergence(self, loss: float) -> None:
-        """Stop before a model that is lost replaces one that is not. An fp16 step may overflow and be skipped."""
-        norm = self.engine.gradient_norm()
+    def finite_loss(self) -> float:
+        """The loss of the last step; reading it waits for the device.
+
+        Raises:
+            DivergedError: If it or the gradient norm is not finite, so that a model that is lost replaces none that
+                is not. The norm of an fp16 step may be: the loss scaler has skipped it.
+        """
+        loss, norm = float(self.engine.loss()), self.engine.gradient_norm()
         if math.isfinite(loss) and (math.isfinite(norm) or self.config.training.precision == "fp16"):
-            return
-        raise UserError(
+            return loss
+        raise DivergedError(
             f"loss = {loss}, gradient norm = {norm} at step {self.progress.step}: training diverged; the checkpoints "
-            "before it are as they were. Lower optimizer.lr, lengthen schedule.warmup_steps or clip "
-            "more with optimizer.grad_clip"
+            "before it are as they were. Lower optimizer.lr, lengthen schedule.warmup_steps or clip more with "
+            "optimizer.grad_clip"
         )
 
-    def _save(self) -> None:
-        self._refuse_divergence(float(self.engine.loss()))
-        self.metrics.flush()
-        checkpoints.save(self.store, self.engine, self.progress, config=self.settings, data=self.data_identity)
-        self._restart_clock()
+    def record(self, record: Record) -> None:
+        """Show a record to all hooks."""
+        for hook in self.hooks:
+            hook.record(self, record)
 
-    def _summarise(self) -> None:
-        """Draw the curves and say where everything is."""
-        self.metrics.flush()
-        picture = self.run_dir / "curves.png"
-        write_curves(self.run_dir / METRICS_FILE, picture)
-        if self.valid_stream is not None and not math.isnan(self.last_valid_loss):
-            unigram = unigram_perplexity(self.train_stream, self.valid_stream, self.vocabulary.tokens)
-            self.display.message(
-                f"validation perplexity {perplexity_of(self.last_valid_loss):.2f}; "
-                f"the unigram model of the same text has {unigram:.2f}"
-            )
-        self.display.message(f"curves: {picture}")
-        self.display.message(f"TensorBoard: {_tensorboard()} --logdir {self.run_dir / TENSORBOARD_FOLDER}")
+    def save(self) -> None:
+        """Write a checkpoint."""
+        for hook in self.hooks:
+            hook.saving(self)
+        states = {type(hook).__name__: hook.state() for hook in self.hooks}
+        checkpoints.save(
+            self.store,
+            self.engine,
+            self.progress,
+            config=self.config.model_dump(mode="json"),
+            data=self.data_identity,
+            state={
+                "hooks": {name: state for name, state in states.items() if state},
+                "multipliers": self.engine.rates.state(),
+            },
+        )
 
     def close(self) -> None:
-        """Close the files and the progress bar."""
-        self.metrics.close()
-        self.display.close()
-        if self.process.rank == 0:
-            self.lock.close()
+        """Close the hooks' files and displays."""
+        for hook in self.hooks:
+            hook.close()

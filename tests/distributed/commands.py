@@ -35,22 +35,25 @@ def run_and_watch_reads(argv: Sequence[str]) -> tuple[int, list[int]]:
     return run_command(argv), first_samples
 
 
+def run_with(argv: Sequence[str], *more: Any) -> int:
+    """The same, with hooks after those of every run."""
+    from megaqk.training import hooks
+
+    defaults = hooks.default_hooks
+    hooks.default_hooks = lambda: [*defaults(), *more]
+    return run_command(argv)
+
+
 def run_killed_at_step(argv: Sequence[str], step: int) -> int:
     """The same, until every rank is killed with `step` steps taken and recorded."""
-    from megaqk.runtime.device import start_process_group
+    from megaqk.training.trainer import Hook, Step, Trainer
 
-    start_process_group()
-    from megaqk.training.trainer import Trainer
+    class Killer(Hook):
+        def step(self, run: Trainer, now: Step) -> None:
+            if now.progress.step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    log = Trainer._log
-
-    def log_and_die(self: Any, *args: Any) -> None:
-        log(self, *args)
-        if self.progress.step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Trainer._log = log_and_die  # type: ignore[method-assign]
-    return run_command(argv)
+    return run_with(argv, Killer())
 
 
 def run_killed_in_save(argv: Sequence[str], step: int) -> int:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megaqk.config.checks import check_world
 from megaqk.config.root import Config
 from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
+from megaqk.model.vocabulary import Vocabulary
+from megaqk.parallel.world import World
+from megaqk.runtime.launch import Launch, read_launch
 
 STEPS = 10
 WARMUP = 2
@@ -107,6 +109,11 @@ def world_size(case: dict[str, Any], data: int = 1) -> int:
     return int(parallel.get("tensor", 1) * parallel.get("pipeline", 1) * data)
 
 
+def world_of(case: dict[str, Any], size: int) -> World:
+    """The world of a case, unconnected."""
+    return World(Config.model_validate(case), Launch(world_size=size))
+
+
 def batches(tokens: int = TOKENS) -> Tensor:
     """Samples of every step: (steps, batch, length + 1)."""
     return torch.randint(tokens, (STEPS, BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
@@ -183,23 +190,33 @@ def engine_runs(cases: list[dict[str, Any]]) -> list[Trace | None]:
     return traces
 
 
+def start_engine(case: dict[str, Any], tokens: int = TOKENS) -> Any:
+    """The engine of a case on this rank, its world connected."""
+    config = Config.model_validate(case)
+    world = World(config, read_launch()).connect()
+    # Importing DeepSpeed looks for a device, which `connect` settles first.
+    from megaqk.training.engine import TrainingEngine
+
+    return TrainingEngine(config, world, Vocabulary(tokens=tokens, rows=ROWS))
+
+
+def at_step(step: int) -> Any:
+    """The progress of a run of this driver."""
+    from megaqk.training.progress import Progress
+
+    return Progress(step=step, samples=step * BATCH, tokens=step * BATCH * LENGTH)
+
+
 def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, history: bool = False) -> Trace | None:
     """Steps of the training engine, on one rank of a case; the trace on rank 0."""
-    # Importing DeepSpeed looks for a device, which start_process_group settles first.
-    from megaqk.runtime.device import start_process_group
+    engine = start_engine(case, tokens)
+    from tests.distributed.gathering import gather_parameters
 
-    process = start_process_group()
-    from megaqk.training.engine import TrainingEngine, Vocabulary
-    from megaqk.training.gather import gather_parameters
-
-    config = Config.model_validate(case)
-    layout = check_world(config, process.world_size)
-    engine = TrainingEngine(config, layout, Vocabulary(tokens=tokens, rows=ROWS), process)
     losses, norms, weights = [], [], []
     if history:
         weights.append(gather_parameters(engine))
     for step in range(steps):
-        engine.train_step(micro_batches(engine, batches(tokens)[step]), step)
+        engine.train_step(micro_batches(engine, batches(tokens)[step]), at_step(step))
         losses.append(float(engine.loss()))
         norms.append(engine.gradient_norm())
         if history or step == steps - 1:
@@ -213,7 +230,7 @@ def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, h
 def micro_batches(engine: Any, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's part of a global batch, as the trainer hands it out."""
     size = engine.config.training.micro_batch_size
-    for index in range(engine.layout.micro_batches):
-        first = (index * engine.dims.data + engine.coordinate.data) * size
+    for index in range(engine.world.micro_batches):
+        first = (index * engine.world.data + engine.world.coordinate.data) * size
         part = samples[first : first + size]
         yield part[:, :-1].contiguous(), part[:, 1:].contiguous()

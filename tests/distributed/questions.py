@@ -6,53 +6,38 @@ from typing import Any
 
 from torch import Tensor
 
-from megaqk.config.checks import check_world
-from megaqk.config.root import Config
-from tests.distributed.driver import LENGTH, ROWS, STEPS, TOKENS, Trace, batches, micro_batches
+from megaqk.training.checkpoint_store import CheckpointStore
+from tests.distributed.driver import LENGTH, STEPS, Trace, at_step, batches, micro_batches, start_engine
 
 
 def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any], at: int) -> Trace | None:
     """`engine_run` of one case for `at` steps, and of another from the checkpoint of the first to the end."""
-    from megaqk.runtime.device import start_process_group
-
-    process = start_process_group()
-    from megaqk.training import checkpoints
-    from megaqk.training.checkpoint_store import CheckpointStore, Progress
-    from megaqk.training.engine import TrainingEngine, Vocabulary
-    from megaqk.training.gather import gather_parameters
-
-    vocabulary, store = Vocabulary(tokens=TOKENS, rows=ROWS), CheckpointStore(Path(folder), keep=1)
+    store = CheckpointStore(Path(folder), keep=1)
     data: dict[str, Any] = {"sequence_length": LENGTH, "seed": 0, "separate_documents": False, "tokenizer": ""}
-    data |= {"corpora": [], "stages": []}
+    data |= {"corpora": [], "phases": []}
     losses: list[float] = []
     norms: list[float] = []
     for case, steps in ((before, range(at)), (after, range(at, STEPS))):
-        config = Config.model_validate(case)
-        engine = TrainingEngine(config, check_world(config, process.world_size), vocabulary, process)
-        kept: dict[str, Any] = {"config": config.model_dump(mode="json"), "data": data}
+        engine = start_engine(case)
+        from megaqk.training import checkpoints
+        from tests.distributed.gathering import gather_parameters
+
+        kept: dict[str, Any] = {"config": engine.config.model_dump(mode="json"), "data": data}
         if steps.start:
             checkpoints.load(store, engine, at, **kept)
         for step in steps:
-            engine.train_step(micro_batches(engine, batches()[step]), step)
+            engine.train_step(micro_batches(engine, batches()[step]), at_step(step))
             losses.append(float(engine.loss()))
             norms.append(engine.gradient_norm())
         if not steps.start:
-            checkpoints.save(store, engine, Progress(step=at), **kept)
+            checkpoints.save(store, engine, at_step(at), **kept, state={})
     weights = gather_parameters(engine)
     return None if weights is None else Trace(losses, norms, weights)
 
 
 def batches_read(case: dict[str, Any]) -> tuple[int, int]:
     """How many micro-batches this rank takes from what it is handed, in a step and in an evaluation."""
-    from megaqk.runtime.device import start_process_group
-
-    process = start_process_group()
-    from megaqk.training.engine import TrainingEngine, Vocabulary
-
-    config = Config.model_validate(case)
-    engine = TrainingEngine(
-        config, check_world(config, process.world_size), Vocabulary(tokens=TOKENS, rows=ROWS), process
-    )
+    engine = start_engine(case)
     taken = 0
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
@@ -61,21 +46,15 @@ def batches_read(case: dict[str, Any]) -> tuple[int, int]:
             taken += 1
             yield batch
 
-    engine.train_step(counted(), 0)
+    engine.train_step(counted(), at_step(0))
     in_training, taken = taken, 0
-    engine.evaluate(counted(), engine.layout.micro_batches)
+    engine.evaluate(counted(), engine.world.micro_batches)
     return in_training, taken
 
 
 def rotary_tables(case: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """Cosines and sines (positions, head_dim / 2) of every block that the engine of a case holds on this rank."""
-    from megaqk.runtime.device import start_process_group
-
-    process = start_process_group()
+    engine = start_engine(case)
     from megaqk.model.positions import Rotary
-    from megaqk.training.engine import TrainingEngine, Vocabulary
 
-    config = Config.model_validate(case)
-    layout = check_world(config, process.world_size)
-    engine = TrainingEngine(config, layout, Vocabulary(tokens=TOKENS, rows=ROWS), process)
     return [(module.cos, module.sin) for module in engine.module.modules() if isinstance(module, Rotary)]

@@ -7,26 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megaqk.parallel.topology import ParallelDims
 from tests.distributed import driver
 from tests.harness import run_distributed
 
 
 def masks_and_replicas(case: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """A replicated and a sharded mask of this rank, and its replicated parameters after three steps."""
-    from megaqk.runtime.device import start_process_group
-
-    process = start_process_group()
-    from megaqk.config.checks import check_world
-    from megaqk.config.root import Config
+    engine = driver.start_engine(case)
     from megaqk.parallel.sharding import sharding_of
-    from megaqk.training.engine import TrainingEngine, Vocabulary
 
-    config = Config.model_validate(case)
-    layout = check_world(config, process.world_size)
-    engine = TrainingEngine(config, layout, Vocabulary(tokens=driver.TOKENS, rows=driver.ROWS), process)
     for step in range(3):
-        engine.train_step(driver.micro_batches(engine, driver.batches()[step]), step)
+        engine.train_step(driver.micro_batches(engine, driver.batches()[step]), driver.at_step(step))
     engine.rng.set_step(9)
     call, masks = engine.rng.next_call("layers.0"), []
     for sharded in (False, True):
@@ -41,10 +32,10 @@ def test_masks_and_replicas(sequence: bool) -> None:
     model = {"preset": "gpt", "dropout": 0.2, "attention_dropout": 0.2, "qk_norm": True}
     case = driver.settings(model, tensor=2, data=2, zero_stage=1, sequence=sequence)
     results = run_distributed(masks_and_replicas, 4, case, init=False, timeout=120)
-    dims = ParallelDims(tensor=2, data=2)
+    world = driver.world_of(case, 4)
     for a in range(4):
         for b in range(a):
-            one, other = dims.coordinate(a), dims.coordinate(b)
+            one, other = world.coordinate_of(a), world.coordinate_of(b)
             assert torch.equal(results[a][0], results[b][0]) == (one.data == other.data), (a, b)
             assert not torch.equal(results[a][1], results[b][1]), (a, b)
             assert len(results[a][2]) > 20

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
+from megaqk.config.loading import build_config
+from megaqk.parallel.world import World
 from megaqk.runtime.files import sha256_of
+from megaqk.runtime.launch import read_launch
 from megaqk.training.checkpoint_store import CheckpointStore
 from tests.harness import run_distributed
 
@@ -13,19 +15,16 @@ FILES = ("a.pt", "b.pt", "c.pt")
 
 
 def latest(folder: str) -> int:
-    import torch.distributed as dist
-
-    from megaqk.runtime.device import ProcessInfo
     from megaqk.training.checkpoints import find_latest
 
-    process = ProcessInfo(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
-    return find_latest(CheckpointStore(Path(folder), keep=2), process)[0]
+    world = World(build_config({"training": {"global_batch_size": 4, "micro_batch_size": 2}}), read_launch()).connect()
+    return find_latest(CheckpointStore(Path(folder), keep=2), world)[0]
 
 
 @pytest.mark.parametrize("victim", [None, *FILES])
 def test_every_file_is_read_by_some_rank(tmp_path: Path, victim: str | None) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    sections = {"config": {}, "identity": {}, "data": {}}
+    sections = {"config": {}, "identity": {}, "data": {}, "state": {}}
     for step in (1, 2):
         partial = store.partial(step)
         partial.mkdir()
@@ -35,4 +34,4 @@ def test_every_file_is_read_by_some_rank(tmp_path: Path, victim: str | None) -> 
         store.commit(step, {"progress": {"step": step}, **sections}, digests)
     if victim:
         (store.path(2) / victim).write_bytes(b"\1" * 100)
-    assert run_distributed(latest, 2, str(tmp_path)) == [1 if victim else 2] * 2
+    assert run_distributed(latest, 2, str(tmp_path), init=False) == [1 if victim else 2] * 2

@@ -100,12 +100,9 @@ def test_samples_losses_and_validation_are_those_of_a_plain_loop(
 
 def run_on_a_slow_clock(argv: list[str]) -> int:
     """The command with a clock on which a step takes 2 s, and an evaluation and a save 1000 s each."""
-    from megaqk.runtime.device import start_process_group
-
-    start_process_group()
     from types import SimpleNamespace
 
-    from megaqk.training import checkpoints, trainer
+    from megaqk.training import checkpoints, speed
     from megaqk.training.engine import TrainingEngine
 
     now = 0.0
@@ -118,7 +115,7 @@ def run_on_a_slow_clock(argv: list[str]) -> int:
 
         return timed
 
-    trainer.time = SimpleNamespace(perf_counter=lambda: now)  # type: ignore[assignment]
+    speed.time = SimpleNamespace(perf_counter=lambda: now)  # type: ignore[assignment]
     TrainingEngine.train_step = takes(2.0, TrainingEngine.train_step)  # type: ignore[method-assign]
     TrainingEngine.evaluate = takes(1000.0, TrainingEngine.evaluate)  # type: ignore[method-assign]
     checkpoints.save = takes(1000.0, checkpoints.save)
@@ -156,15 +153,15 @@ def test_a_gradient_that_is_not_finite_is_divergence_too() -> None:
     from megaqk.errors import UserError
     from megaqk.training.trainer import Trainer
 
-    def trainer(norm: float, precision: str) -> Any:
+    def trainer(norm: float, precision: str, loss: float) -> Any:
         return SimpleNamespace(
-            engine=SimpleNamespace(gradient_norm=lambda: norm),
+            engine=SimpleNamespace(gradient_norm=lambda: norm, loss=lambda: loss),
             config=SimpleNamespace(training=SimpleNamespace(precision=precision)),
             progress=SimpleNamespace(step=3),
         )
 
-    Trainer._refuse_divergence(trainer(1.0, "bf16"), 2.0)
-    Trainer._refuse_divergence(trainer(math.inf, "fp16"), 2.0)
+    assert Trainer.finite_loss(trainer(1.0, "bf16", 2.0)) == 2.0
+    assert Trainer.finite_loss(trainer(math.inf, "fp16", 2.0)) == 2.0
     for norm, precision, loss in ((math.inf, "bf16", 2.0), (math.nan, "fp32", 2.0), (1.0, "fp16", math.nan)):
         with pytest.raises(UserError, match="at step 3: training diverged"):
-            Trainer._refuse_divergence(trainer(norm, precision), loss)
+            Trainer.finite_loss(trainer(norm, precision, loss))

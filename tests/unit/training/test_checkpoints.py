@@ -34,7 +34,7 @@ def save(store: CheckpointStore, step: int) -> None:
 
 def commit(store: CheckpointStore, step: int) -> None:
     digests = {name: sha256_of(store.partial(step) / name) for name in store.partial_files(step)}
-    store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}, "data": {}}, digests)
+    store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}, "data": {}, "state": {}}, digests)
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -7,7 +7,7 @@ import deepspeed
 from torch import nn
 
 
-def partitioned_from_birth(settings: dict[str, Any], grid: Any) -> contextlib.AbstractContextManager[Any]:
+def zero3_init(settings: dict[str, Any], grid: Any) -> contextlib.AbstractContextManager[Any]:
     """A context in which modules are partitioned as they are built, so that no rank ever holds the whole model.
 
     Args:
@@ -24,7 +24,7 @@ def partitioned_from_birth(settings: dict[str, Any], grid: Any) -> contextlib.Ab
     )
 
 
-def whole(parameter: nn.Parameter, *, write: bool = False) -> contextlib.AbstractContextManager[Any]:
+def gathered_parameter(parameter: nn.Parameter, *, write: bool = False) -> contextlib.AbstractContextManager[Any]:
     """A context in which a parameter has all of its tensor-parallel shard; every data-parallel rank must enter it.
 
     Args:

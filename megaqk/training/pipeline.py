@@ -1,22 +1,18 @@
 """The decoder as DeepSpeed's pipeline module: one stage of it on each process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from deepspeed.pipe import LayerSpec as DeepSpeedLayerSpec
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
-from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from deepspeed.runtime.pipe import module as deepspeed_module
 from torch import nn
 
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import LayerSpec, decoder_loss, layer_specs
-from megaqk.parallel.topology import ParallelDims
-
-
-def deepspeed_topology(dims: ParallelDims) -> PipeModelDataParallelTopology:
-    """Our axes as DeepSpeed's topology; both number ranks alike."""
-    return PipeModelDataParallelTopology(num_pp=dims.pipeline, num_mp=dims.tensor, num_dp=dims.data)
+from megaqk.parallel.world import World
 
 
 def stage_bounds(layers_per_stage: Sequence[tuple[int, int]], num_specs: int) -> list[int]:
@@ -32,6 +28,17 @@ def stage_bounds(layers_per_stage: Sequence[tuple[int, int]], num_specs: int) ->
     return [0, *(before + end for _, end in layers_per_stage[:-1]), num_specs]
 
 
+@contextmanager
+def _grid_of(world: World) -> Iterator[None]:
+    """Have DeepSpeed take the groups that are there: it would make every one of them a second time."""
+    original = deepspeed_module.PipelineParallelGrid
+    deepspeed_module.PipelineParallelGrid = lambda **_: world.grid
+    try:
+        yield
+    finally:
+        deepspeed_module.PipelineParallelGrid = original
+
+
 def _to_deepspeed(spec: LayerSpec) -> DeepSpeedLayerSpec:
     if spec.tied:
         return TiedLayerSpec(spec.name, spec.module, *spec.arguments, forward_fn=spec.forward)
@@ -39,24 +46,22 @@ def _to_deepspeed(spec: LayerSpec) -> DeepSpeedLayerSpec:
 
 
 class StagedDecoder(PipelineModule):  # type: ignore[misc]
-    """One stage of the decoder.
+    """One pipeline stage of the decoder.
 
     Args:
         context: What the layers are built from.
-        dims: The parallel axes.
-        layers_per_stage: (first, end) block of each stage.
+        world: The processes.
     """
 
-    def __init__(self, context: ModelContext, dims: ParallelDims, layers_per_stage: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, context: ModelContext, world: World) -> None:
         specs = layer_specs(context)
-        bounds = stage_bounds(layers_per_stage, len(specs))
+        bounds = stage_bounds(world.layers_per_stage, len(specs))
         # Read by _partition_layers while the base class is being constructed; nn.Module is not ready for more.
         self.__dict__["_bounds"] = bounds
-        super().__init__(
-            [_to_deepspeed(spec) for spec in specs],
-            topology=deepspeed_topology(dims),
-            loss_fn=decoder_loss(context),
-        )
+        with _grid_of(world):
+            super().__init__(
+                [_to_deepspeed(spec) for spec in specs], topology=world.grid.topology(), loss_fn=decoder_loss(context)
+            )
         self.specs = specs
 
     def _partition_layers(self, method: str = "uniform") -> None:

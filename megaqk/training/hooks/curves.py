@@ -5,13 +5,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megaqk.errors import UserError
-from megaqk.training.metrics import read_metrics
+from megaqk.training.metrics import METRICS_FILE, read_metrics
+from megaqk.training.trainer import Hook, Trainer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # More names than this make a legend that hides the curves; a colour bar's worth of layers needs none.
 _LEGEND_ENTRIES = 12
+
+
+class Curves(Hook):
+    """Draws `curves.png` at the end."""
+
+    def end(self, run: Trainer) -> None:
+        """Draw on rank 0; the records are on disk by then."""
+        if run.world.rank == 0:
+            picture = run.run_dir / "curves.png"
+            write_curves(run.run_dir / METRICS_FILE, picture)
+            run.log.info("curves: %s", picture)
 
 
 def write_curves(metrics_path: Path, png_path: Path) -> None:

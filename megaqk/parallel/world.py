@@ -1,0 +1,225 @@
+"""The processes of a job: who is where, which blocks are whose, who talks to whom, and how they agree.
+
+Nothing here imports torch before `connect`: a configuration that does not fit its processes is refused in moments.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from megaqk.config.root import Config
+from megaqk.errors import AgreedError, UserError
+from megaqk.parallel.groups import TensorParallel
+from megaqk.runtime.agreement import agreed
+from megaqk.runtime.launch import Launch
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+_T = TypeVar("_T")
+# One rank may prepare data or read a large checkpoint for hours while the others wait for its word.
+_AGREEMENT_TIMEOUT = timedelta(days=1)
+
+
+class Coordinate(NamedTuple):
+    """Place of a rank on the parallel axes, outermost first.
+
+    Tensor-parallel ranks are neighbours, since they talk most; then data, then pipeline. This is the order of
+    DeepSpeed's PipeModelDataParallelTopology. A context axis would stand between data and tensor.
+    """
+
+    pipeline: int
+    data: int
+    tensor: int
+
+
+class World:
+    """All processes of a job, seen from one of them.
+
+    Attributes:
+        launch: What the launcher told this process.
+        rank: This process, in [0, size).
+        size: Number of processes.
+        local_size: Number of them on this machine.
+        sizes: Ranks on each axis.
+        coordinate: Place of this process.
+        micro_batches: Forward and backward passes of one replica in one optimizer step.
+        layers_per_stage: For each pipeline stage its blocks as (first, last + 1), by global depth.
+        device: Device of this process; from `connect` on, as all that follows.
+        grid: DeepSpeed's view of the axes, which owns the communicators.
+        data_group: The ranks that hold the same part of the model.
+        model_group: The ranks that hold one copy of the model together.
+        tp: The tensor-parallel group.
+    """
+
+    device: "torch.device"
+    grid: Any
+    data_group: "dist.ProcessGroup"
+    model_group: "dist.ProcessGroup"
+    tp: TensorParallel
+
+    def __init__(self, config: Config, launch: Launch) -> None:
+        """Lay a run out over its processes; the data-parallel size is what the other axes leave.
+
+        Raises:
+            UserError: Where the processes or the batch cannot be divided; one line with key, value and what is
+                allowed.
+        """
+        parallel, training = config.parallel, config.training
+        model_parallel = parallel.tensor * parallel.pipeline
+        if launch.world_size < 1 or launch.world_size % model_parallel:
+            raise UserError(
+                f"world size = {launch.world_size}: must be a multiple of parallel.tensor x parallel.pipeline = "
+                f"{parallel.tensor} x {parallel.pipeline} = {model_parallel}"
+            )
+        data = launch.world_size // model_parallel
+        samples = training.micro_batch_size * data
+        if training.global_batch_size % samples:
+            raise UserError(
+                f"training.global_batch_size = {training.global_batch_size}: must be divisible by "
+                f"training.micro_batch_size x data-parallel size = {training.micro_batch_size} x {data} = {samples}"
+            )
+        self.launch = launch
+        self.rank, self.size, self.local_size = launch.rank, launch.world_size, launch.local_size
+        self.sizes = Coordinate(parallel.pipeline, data, parallel.tensor)
+        self.coordinate = self.coordinate_of(launch.rank)
+        self.micro_batches = training.global_batch_size // samples
+        self.layers_per_stage = split_layers(config.model.num_layers, parallel.pipeline, parallel.layers_per_stage)
+        self._sequence = parallel.sequence
+
+    @property
+    def pipeline(self) -> int:
+        """Pipeline stages."""
+        return self.sizes.pipeline
+
+    @property
+    def data(self) -> int:
+        """Data-parallel replicas."""
+        return self.sizes.data
+
+    @property
+    def tensor(self) -> int:
+        """Tensor-parallel ranks."""
+        return self.sizes.tensor
+
+    @property
+    def bubble_fraction(self) -> float:
+        """Part of a step that a pipeline stage idles: (p - 1) / (m + p - 1) for p stages and m micro-batches.
+
+        This is 1F1B with equal stages and no communication (Narayanan et al., arXiv 2104.04473, section 2.2, where
+        the bubble is given relative to the ideal time instead: (p - 1) / m).
+        """
+        return (self.pipeline - 1) / (self.micro_batches + self.pipeline - 1)
+
+    def coordinate_of(self, rank: int) -> Coordinate:
+        """The coordinate of a global rank."""
+        outer, tensor = divmod(rank, self.sizes.tensor)
+        pipeline, data = divmod(outer, self.sizes.data)
+        return Coordinate(pipeline, data, tensor)
+
+    def describe(self) -> str:
+        """The axes in words."""
+        return f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}"
+
+    def connect(self) -> "World":
+        """Join the other processes and make every group; every rank must call it."""
+        import torch.distributed as dist
+
+        from megaqk.runtime.device import start_process_group
+        from megaqk.runtime.quiet import quiet
+
+        self.device = start_process_group(self.launch)
+        from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
+
+        with quiet():
+            self.grid = PipelineParallelGrid(
+                PipeModelDataParallelTopology(num_pp=self.pipeline, num_mp=self.tensor, num_dp=self.data)
+            )
+        self.data_group = self.grid.get_data_parallel_group()
+        self.model_group = self.grid.get_model_parallel_group()
+        self.tp = TensorParallel()
+        if self.tensor > 1:
+            self.tp = TensorParallel(
+                size=self.tensor,
+                rank=self.coordinate.tensor,
+                group=self.grid.get_slice_parallel_group(),
+                sequence=self._sequence,
+            )
+        # Objects travel through host memory, whatever the backend of the rest.
+        self._objects = dist.new_group(backend="gloo", timeout=_AGREEMENT_TIMEOUT)
+        return self
+
+    def allgather(self, value: _T) -> list[_T]:
+        """Every rank's value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self._objects)
+        return gathered
+
+    def abort(self) -> None:
+        """Nothing: a rank that fails tells the others through `FailTogether`."""
+
+    def agreed(self, action: Callable[[], _T]) -> list[_T]:
+        """Run an action on every rank, and give every rank all results or the first failure; see `agreement.agreed`.
+
+        Args:
+            action: What to do; it must not communicate.
+
+        Raises:
+            UserError: Some rank met it: on all ranks.
+        """
+        return agreed(self, action)
+
+    def each_does(self, action: Callable[[], _T]) -> _T:
+        """Run an action on every rank, and give each its own result or all the first failure; see `agreed`."""
+        own: list[_T] = []
+        self.agreed(lambda: own.append(action()))
+        return own[0]
+
+    def first_does(self, action: Callable[[], _T]) -> _T:
+        """Run an action on rank 0 alone, and give every rank its result or its failure; see `agreed`."""
+        results = self.agreed(lambda: action() if self.rank == 0 else None)
+        return results[0]  # type: ignore[return-value]  # rank 0 ran it
+
+    def require_same(self, entries: Sequence[str], what: str) -> None:
+        """Stop where ranks hold different lists: other files or other versions of the code on some machine.
+
+        Args:
+            entries: The list of this rank.
+            what: What it is a list of, for the message.
+
+        Raises:
+            AgreedError: On all ranks, with the first difference.
+        """
+        lists = self.allgather(list(entries))
+        for rank, theirs in enumerate(lists):
+            for first, other in zip_longest(lists[0], theirs, fillvalue="none"):
+                if first != other:
+                    raise AgreedError(
+                        f"the ranks differ in their {what}: rank 0 has {first}, rank {rank} has {other}; give all "
+                        "ranks the same files and versions"
+                    )
+
+
+def split_layers(num_layers: int, stages: int, per_stage: tuple[int, ...] | None = None) -> tuple[tuple[int, int], ...]:
+    """Blocks of each pipeline stage.
+
+    Args:
+        num_layers: Blocks of the whole model.
+        stages: Pipeline stages.
+        per_stage: Blocks of each stage; None means evenly, the earliest stages taking one more each of a remainder,
+            since the last stage also has the head and the loss.
+
+    Returns:
+        (first, last + 1) for each stage; they follow each other and cover [0, num_layers).
+    """
+    if per_stage is None:
+        quotient, remainder = divmod(num_layers, stages)
+        per_stage = tuple(quotient + (stage < remainder) for stage in range(stages))
+    ends = [sum(per_stage[: stage + 1]) for stage in range(stages)]
+    return tuple((end - count, end) for end, count in zip(ends, per_stage, strict=True))

@@ -1,0 +1,53 @@
+"""The standard logger `megaqk` by rank: the first rank's on the terminal, every rank's in a file of its own."""
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+LOGGER = "megaqk"
+STEPS = "megaqk.steps"
+"""The logger of what a progress bar says too: it stays off a terminal that shows the bar."""
+
+
+class _TerminalHandler(logging.Handler):
+    """Lines on standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record at once, newline included: ranks share the stream, and lines must not be cut."""
+        steps = record.name == STEPS
+        if steps and sys.stderr.isatty():
+            return
+        tqdm.write(f"{'' if steps else 'megaqk: '}{record.getMessage()}\n", file=sys.stderr, end="")
+        sys.stderr.flush()
+
+
+def log_file(run_dir: Path, rank: int) -> Path:
+    """Where a rank logs."""
+    return run_dir / "logs" / f"rank{rank}.log"
+
+
+def start_logging(run_dir: Path, rank: int) -> None:
+    """Send the logger `megaqk` to the terminal (rank 0) and to `run_dir/logs/rank<n>.log` (every rank).
+
+    A file is made with its first line, so that a thousand ranks that have nothing to say make no files.
+    """
+    path = log_file(run_dir, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = logging.FileHandler(path, delay=True, encoding="utf-8")
+    lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger(LOGGER)
+    # Tracebacks of what ends a job go to the files alone, as debugging output.
+    logger.handlers = [*([_TerminalHandler(logging.INFO)] if rank == 0 else []), lines]
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+
+
+def stop_logging() -> None:
+    """Close the files."""
+    logger = logging.getLogger(LOGGER)
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = []
+    logger.propagate = True

@@ -1,0 +1,25 @@
+"""Everything that looks at a step, in the order in which it does."""
+
+from megaqk.training.hooks.baseline import UnigramBaseline
+from megaqk.training.hooks.curves import Curves
+from megaqk.training.hooks.display import Display
+from megaqk.training.hooks.evaluation import Evaluation
+from megaqk.training.hooks.logging import StepRecords
+from megaqk.training.hooks.recording import Recording
+from megaqk.training.hooks.result import ResultFile
+from megaqk.training.hooks.saving import Saving
+from megaqk.training.trainer import Hook
+
+
+def default_hooks() -> list[Hook]:
+    """The hooks of every run. Records are written before they are shown, and a checkpoint is saved after both."""
+    return [
+        Recording(),
+        Display(),
+        StepRecords(),
+        Evaluation(),
+        Saving(),
+        Curves(),
+        UnigramBaseline(),
+        ResultFile(),
+    ]

@@ -1,0 +1,43 @@
+"""Records into `metrics.jsonl` and TensorBoard's files."""
+
+import os
+import sys
+from pathlib import Path
+
+from megaqk.training.metrics import TENSORBOARD_FOLDER, MetricsWriter
+from megaqk.training.trainer import Hook, Record, Trainer
+
+
+class Recording(Hook):
+    """Writes what is recorded, on rank 0."""
+
+    _writer: MetricsWriter | None = None
+
+    def start(self, run: Trainer) -> None:
+        """Open the files where the checkpoint left them."""
+        if run.world.rank == 0:
+            self._writer = MetricsWriter(run.run_dir, resume_step=run.progress.step)
+
+    def record(self, run: Trainer, record: Record) -> None:
+        """Write a record."""
+        del run
+        if self._writer is not None:
+            self._writer.write(record)
+
+    def saving(self, run: Trainer) -> None:
+        """Put everything on disk: a run resumed from the checkpoint has all records before it."""
+        del run
+        if self._writer is not None:
+            self._writer.flush()
+
+    def end(self, run: Trainer) -> None:
+        """Say how to look at it: with the TensorBoard beside this Python, which may not be on the path."""
+        self.saving(run)
+        beside = Path(sys.executable).with_name("tensorboard")
+        program = os.path.relpath(beside) if beside.exists() else "tensorboard"
+        run.log.info("TensorBoard: %s --logdir %s", program, run.run_dir / TENSORBOARD_FOLDER)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,59 @@
+"""`run.dir`: one job at a time writes into it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megaqk.errors import INTERRUPTED, REFUSED, UserError
+from megaqk.runtime.failure import Failure
+from megaqk.runtime.files import os_errors_named, try_lock, written_whole
+
+RESULT_FILE = "result.json"
+STATES = {REFUSED: "refused", INTERRUPTED: "interrupted"}
+"""What a run that ended early is called by its exit status; any other is `failed`."""
+
+
+class RunFolder:
+    """The folder of a run, as its rank 0 sees it.
+
+    Args:
+        path: `run.dir`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: Any = None
+
+    def claim(self) -> None:
+        """Make the folder, and hold it for this job until `release` or the end of the process.
+
+        Raises:
+            UserError: If another job holds it, or it cannot be written.
+        """
+        with os_errors_named(self.path):
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._lock = try_lock(self.path / ".lock")
+        if self._lock is None:
+            raise UserError(f"run.dir = {self.path}: another job is writing to it; give this one another folder")
+
+    def write_result(self, content: dict[str, Any]) -> None:
+        """Write `result.json`, whole or not at all; a number that is not finite becomes null."""
+        plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        with written_whole(self.path / RESULT_FILE) as beside:
+            beside.write_text(json.dumps(plain, indent=1) + "\n")
+
+    def note_failure(self, failure: Failure) -> None:
+        """Put the last words of a run into its `result.json`, which belongs to whoever holds the folder."""
+        if self._lock is None:
+            return
+        try:
+            content = json.loads((self.path / RESULT_FILE).read_text())
+        except (OSError, ValueError):  # it failed before its first step
+            content = {}
+        self.write_result({**content, "state": STATES.get(failure.status, "failed"), "last_words": failure.line})
+
+    def release(self) -> None:
+        """Let another job have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
