@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.loading import load_config
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import Launch
@@ -19,8 +18,9 @@ def add_check_command(subparsers: Any) -> None:
         "check",
         help="check a configuration offline and show the resolved plan",
         usage="megaqk check CONFIG --world-size N [key=value ...]",
-        description="Check a configuration for a number of processes. Prints the plan of the run: ranks, layers per "
-        "stage, parameters, groups with their multipliers over time. Exit status 2 and one line if it is refused.",
+        description="Check a configuration for a number of processes, and its data; a small text is prepared and kept. "
+        "Prints the plan of the run: ranks, layers per pipeline stage, parameters, groups with their multipliers over "
+        "time. Exit status 2 and one line if it is refused.",
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
     overrides = parser.add_argument(
@@ -45,14 +45,29 @@ def run_check(arguments: argparse.Namespace) -> int:
         UserError: Where the configuration is refused.
     """
     config = load_config(arguments.config, arguments.overrides)
-    layout = World(config, Launch(world_size=arguments.world_size))
-    # Only for its refusals: extra DeepSpeed keys that clash with ours.
-    deepspeed_config(config, layout)
-    # Only now, since the model's modules import torch: a refusal, of any command, is immediate.
+    world = World(config, Launch(world_size=arguments.world_size))
+    # Only now, since the model's modules import torch: a refusal of the configuration is immediate.
+    from megaqk.corpus.prepare import prepares_quickly
+    from megaqk.data.tokenizer import load_tokenizer
     from megaqk.model.inventory import parameter_inventory
+    from megaqk.model.vocabulary import vocabulary_of
     from megaqk.optim.groups import plan_groups
-    from megaqk.planning import resolved_plan, vocabulary_rows
+    from megaqk.planning import resolved_plan
+    from megaqk.runtime.agreement import Solo
+    from megaqk.runtime.device import choose_device
+    from megaqk.training.checks import missing, open_inputs
 
-    parameters = parameter_inventory(config, rows=vocabulary_rows(config))
-    print(resolved_plan(config, layout, parameters, plan_groups(config, parameters)))
+    if prepares_quickly(config.data):
+        vocabulary, later = open_inputs(config, world, Solo()).vocabulary, []
+    else:
+        tokenizer = config.data.tokenizer
+        tokens = config.data.vocab_size if tokenizer is None else load_tokenizer(tokenizer).vocab_size
+        vocabulary = vocabulary_of(config, tokens)
+        later = [f"data.text = {config.data.text}: is prepared at the start of the run, which refuses what it lacks"]
+    parameters = parameter_inventory(config, rows=vocabulary.rows)
+    print(resolved_plan(config, world, parameters, plan_groups(config, parameters)))
+    # It may be asked on another machine than the one that will run.
+    later += [f"not on this machine: {line}" for line in missing(config, choose_device())]
+    if later:
+        print("\n" + "\n".join(later))
     return 0

@@ -183,3 +183,7 @@ def open_data(config, comm):  # type: ignore
         seed=config.training.seed,
         global_batch_size=config.training.global_batch_size,
     )
+
+
+def prepares_quickly(data):  # type: ignore
+    return data.text is None or data.text == "builtin" or Path(data.text).stat().st_size < (32 << 20)

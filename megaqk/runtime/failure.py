@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megaqk.errors import FAULT, INTERRUPTED, REFUSED, AgreedError, AlreadySaidError, user_error
+from megaqk.errors import FAULT, INTERRUPTED, REFUSED, AgreedError, AlreadySaidError, DivergedError, user_error
 from megaqk.runtime.launch import Launch
 
 POLL_SECONDS = 0.5
@@ -33,11 +33,13 @@ class Failure:
     Attributes:
         rank: The rank that met it.
         status: Exit status of every rank.
+        state: What becomes of the run: refused, diverged, interrupted or failed.
         line: What to tell the user.
     """
 
     rank: int
     status: int
+    state: str
     line: str
 
 
@@ -45,14 +47,16 @@ def describe(error: BaseException, launch: Launch) -> Failure:
     """What an exception means for the job."""
     refusal, rank = user_error(error), launch.rank
     if isinstance(error, KeyboardInterrupt):
-        return Failure(rank=rank, status=INTERRUPTED, line=f"interrupted (rank {rank})")
+        return Failure(rank=rank, status=INTERRUPTED, state="interrupted", line=f"interrupted (rank {rank})")
     if refusal is not None:
+        state = "diverged" if isinstance(refusal, DivergedError) else "refused"
         # Beside what all ranks have agreed on, this is what one rank alone has met.
         alone = launch.world_size > 1 and not isinstance(refusal, AgreedError)
-        return Failure(rank=rank, status=REFUSED, line=f"{refusal}{f' (rank {rank})' if alone else ''}")
+        line = f"{refusal}{f' (rank {rank})' if alone else ''}"
+        return Failure(rank=rank, status=REFUSED, state=state, line=line)
     words = (str(error).strip().splitlines() or [""])[0]
-    where = f"; its traceback is in logs/rank{rank}.log below run.dir"
-    return Failure(rank=rank, status=FAULT, line=f"rank {rank} failed: {type(error).__name__}: {words}{where}")
+    line = f"rank {rank} failed: {type(error).__name__}: {words}; its traceback is in logs/rank{rank}.log below run.dir"
+    return Failure(rank=rank, status=FAULT, state="failed", line=line)
 
 
 class _Channel:
@@ -138,6 +142,7 @@ def failing_together(launch: Launch, last_words: Callable[[Failure], None]) -> I
         try:
             yield
         except BaseException as error:
+            logger.debug("the run ends", exc_info=error)
             last_words(describe(error, launch))
             raise
         return
@@ -147,8 +152,7 @@ def failing_together(launch: Launch, last_words: Callable[[Failure], None]) -> I
     except BaseException as error:
         mine = describe(error, launch)
         failure = channel.claim(mine)
-        if mine.status == FAULT:
-            logger.debug("rank %d ends", launch.rank, exc_info=error)
+        logger.debug("rank %d ends", launch.rank, exc_info=error)
         channel.say(failure)
         raise AlreadySaidError(failure.status) from error
     finally:

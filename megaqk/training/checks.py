@@ -1,15 +1,94 @@
-"""What only the machine of a run can tell: whether it has what the configuration asks for."""
+"""What a run refuses before its first step, decided alike for `megaqk check` and for the run."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from megaqk.config.root import Config
+from megaqk.corpus.prepare import open_data
+from megaqk.data.existing import PreparedData
+from megaqk.data.identity import data_identity
+from megaqk.data.splits import Splits
 from megaqk.errors import UserError
+from megaqk.model.vocabulary import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
+from megaqk.parallel.world import World
+from megaqk.runtime.agreement import Comm, agreed
 from megaqk.runtime.device import missing_here
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """What a configuration and its data decide.
+
+    Attributes:
+        prepared: Tokenizer and corpora.
+        splits: The samples in them.
+        vocabulary: Size of the vocabulary.
+        identity: What of the data a resumed run must keep.
+        evaluation_micro_batches: Micro-batches of each data-parallel rank in an evaluation; 0: there is none.
+    """
+
+    prepared: PreparedData
+    splits: Splits
+    vocabulary: Vocabulary
+    identity: dict[str, Any]
+    evaluation_micro_batches: int
+
+
+def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
+    """Open the data of a run, preparing it if need be, and refuse what does not fit it.
+
+    Args:
+        config: The run.
+        world: Its processes, connected or not.
+        comm: Those of them that take part; each calls this.
+
+    Raises:
+        UserError: The data is missing, damaged or too small, or the model does not fit it: on all ranks.
+    """
+    prepared, splits = open_data(config, comm)
+    training, own = config.training, list[RunInputs]()
+
+    def rest() -> None:
+        own.append(
+            RunInputs(
+                prepared=prepared,
+                splits=splits,
+                vocabulary=vocabulary_of(config, prepared.vocab_size),
+                identity=data_identity(
+                    prepared,
+                    config.data,
+                    seed=training.seed,
+                    global_batch_size=training.global_batch_size,
+                    sequence_length=training.sequence_length,
+                ),
+                evaluation_micro_batches=_evaluation_micro_batches(config, world, splits),
+            )
+        )
+
+    agreed(comm, rest)
+    return own[0]
+
+
+def _evaluation_micro_batches(config: Config, world: World, splits: Splits) -> int:
+    """No validation sample is read twice; whole global batches where there is one, alike on every topology."""
+    training, batches = config.training, config.evaluation.batches
+    if splits.valid is None or not batches:
+        return 0
+    samples, at_once = splits.valid.num_samples, training.micro_batch_size * world.data
+    if samples < at_once:
+        raise UserError(
+            f"data.split = {list(config.data.split)}: leaves {samples} validation samples, fewer than "
+            f"training.micro_batch_size x data-parallel size = {at_once}; give validation more, or set "
+            "evaluation.batches=0"
+        )
+    return min(batches, samples // training.global_batch_size) * world.micro_batches or samples // at_once
+
+
 def missing(config: Config, device: torch.device) -> list[str]:
-    """What a machine whose device is this lacks, a line for each."""
+    """What a machine whose device is this lacks for a run, a line for each."""
     lines = [] if (line := missing_here(config.training.precision)) is None else [line]
     try:
         choose_implementation(config.optimizer, device)

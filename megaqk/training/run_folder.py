@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megaqk.errors import INTERRUPTED, REFUSED, UserError
+from megaqk.errors import UserError
 from megaqk.runtime.failure import Failure
 from megaqk.runtime.files import os_errors_named, try_lock, written_whole
 
 RESULT_FILE = "result.json"
-STATES = {REFUSED: "refused", INTERRUPTED: "interrupted"}
-"""What a run that ended early is called by its exit status; any other is `failed`."""
 
 
 class RunFolder:
@@ -50,7 +48,7 @@ class RunFolder:
             content = json.loads((self.path / RESULT_FILE).read_text())
         except (OSError, ValueError):  # it failed before its first step
             content = {}
-        self.write_result({**content, "state": STATES.get(failure.status, "failed"), "last_words": failure.line})
+        self.write_result({**content, "state": failure.state, "last_words": failure.line})
 
     def release(self) -> None:
         """Let another job have the folder."""

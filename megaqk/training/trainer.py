@@ -8,17 +8,15 @@ from typing import Any
 
 from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
-from megaqk.corpus.prepare import open_data
 from megaqk.data.dataset import Dataset
-from megaqk.data.identity import data_identity
 from megaqk.errors import DivergedError
-from megaqk.model.vocabulary import vocabulary_of
 from megaqk.optim.rates import GroupRate
 from megaqk.parallel.world import World
 from megaqk.runtime.files import written_whole
 from megaqk.training import checkpoints
 from megaqk.training.batches import RankBatches
 from megaqk.training.checkpoint_store import CheckpointStore
+from megaqk.training.checks import open_inputs
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.progress import Progress
 from megaqk.training.run_folder import RunFolder
@@ -87,7 +85,7 @@ class Trainer:
 
     Attributes:
         progress: Where the run is.
-        splits: Its data.
+        inputs: Its data, and what follows from it.
         engine: The model and its optimizer.
         speed: The clock of its training alone.
         log: The logger of this rank.
@@ -100,32 +98,21 @@ class Trainer:
         self.folder = folder
         self.hooks = tuple(hooks)
         self.log = logging.getLogger("megaqk")
-        training = config.training
-        self.prepared, self.splits = open_data(config, world)
-        self.vocabulary = world.each_does(lambda: vocabulary_of(config, self.prepared.vocab_size))
-        self.data_identity = world.each_does(
-            lambda: data_identity(
-                self.prepared,
-                config.data,
-                seed=training.seed,
-                global_batch_size=training.global_batch_size,
-                sequence_length=training.sequence_length,
-            )
-        )
+        self.inputs = open_inputs(config, world, world)
         self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
         newest, problems = checkpoints.find_latest(self.store, world)
         for problem in problems:
             self.log.warning("left out %s", problem)
-        self.engine = TrainingEngine(config, world, self.vocabulary)
+        self.engine = TrainingEngine(config, world, self.inputs.vocabulary)
         self.progress = Progress()
         if newest:
             self._resume(newest)
-        self._batches = self.batches(self.splits.train)
+        self._batches = self.batches(self.inputs.splits.train)
         self.speed = SpeedMeter(self.progress.tokens)
 
     def _resume(self, step: int) -> None:
         settings = self.config.model_dump(mode="json")
-        loaded = checkpoints.load(self.store, self.engine, step, config=settings, data=self.data_identity)
+        loaded = checkpoints.load(self.store, self.engine, step, config=settings, data=self.inputs.identity)
         self.progress = loaded.progress
         for hook in self.hooks:
             hook.load_state(loaded.state["hooks"].get(type(hook).__name__, {}))
@@ -141,7 +128,7 @@ class Trainer:
             micro_batch=self.config.training.micro_batch_size,
             data_rank=self.world.coordinate.data,
             data_size=self.world.data,
-            separate_at=self.prepared.eod_id if self.config.data.separate_documents else None,
+            separate_at=self.inputs.prepared.eod_id if self.config.data.separate_documents else None,
         )
 
     def train(self) -> None:
@@ -223,7 +210,7 @@ class Trainer:
             self.engine,
             self.progress,
             config=self.config.model_dump(mode="json"),
-            data=self.data_identity,
+            data=self.inputs.identity,
             state={
                 "hooks": {name: state for name, state in states.items() if state},
                 "multipliers": self.engine.rates.state(),

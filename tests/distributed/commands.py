@@ -44,7 +44,7 @@ def run_with(argv: Sequence[str], *more: Any) -> int:
     return run_command(argv)
 
 
-def run_killed_at_step(argv: Sequence[str], step: int) -> int:
+def run_killed_at_step(argv: Sequence[str], step: int, *more: Any) -> int:
     """The same, until every rank is killed with `step` steps taken and recorded."""
     from megaqk.training.trainer import Hook, Step, Trainer
 
@@ -53,7 +53,7 @@ def run_killed_at_step(argv: Sequence[str], step: int) -> int:
             if now.progress.step == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return run_with(argv, Killer())
+    return run_with(argv, *more, Killer())
 
 
 def run_killed_in_save(argv: Sequence[str], step: int) -> int:

@@ -62,3 +62,11 @@ def write_config(data_section: dict[str, Any]) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def relative_corpus(data_section: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A `data` section that names its corpus relative to the folder in which a run is started."""
+    [folder] = [path.parent for path in Path(data_section["cache_dir"]).glob("*/corpus.bin")]
+    monkeypatch.chdir(folder)
+    return {"text": None, "corpus": "corpus", "tokenizer": "tokenizer.model"}

@@ -19,8 +19,9 @@ class UnigramBaseline(Hook):
 
     def end(self, run: Trainer) -> None:
         """Count the tokens on rank 0 and compare."""
-        if run.world.rank == 0 and run.splits.valid is not None and not math.isnan(self._loss):
-            unigram = unigram_perplexity(run.splits.train, run.splits.valid, run.vocabulary.tokens)
+        splits = run.inputs.splits
+        if run.world.rank == 0 and splits.valid is not None and not math.isnan(self._loss):
+            unigram = unigram_perplexity(splits.train, splits.valid, run.inputs.vocabulary.tokens)
             run.log.info(
                 "validation perplexity %.2f; the unigram model of the same text has %.2f",
                 perplexity_of(self._loss),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from megaqk.errors import UserError
-from megaqk.training.curves import _draw, _groups, write_curves
+from megaqk.training.hooks.curves import _draw, _groups, write_curves
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -57,5 +57,5 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_imported_only_to_draw() -> None:
-    code = "import sys, megaqk.training.curves, megaqk.training.metrics; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, megaqk.training.hooks.curves, megaqk.training.metrics; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
