@@ -48,9 +48,9 @@ def run_check(arguments: argparse.Namespace) -> int:
     # Only for its refusals: extra DeepSpeed keys that clash with ours.
     deepspeed_config(config, layout)
     # Only now, since the model's modules import torch: a refusal, of any command, is immediate.
-    from megaqk.model.inventory import parameter_inventory
+    from megaqk.model.decoder import parameter_inventory
     from megaqk.optim.groups import plan_groups
-    from megaqk.planning import resolved_plan, vocabulary_rows
+    from megaqk.plan_text import resolved_plan, vocabulary_rows
 
     parameters = parameter_inventory(config, rows=vocabulary_rows(config))
     print(resolved_plan(config, layout, parameters, plan_groups(config, parameters)))

@@ -1,7 +1,8 @@
 """One interface over DeepSpeed's plain and pipeline engines."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from megaqk.config.checks import Layout
 from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.root import Config
+from megaqk.model.batch import Batch, Stream
 from megaqk.model.context import model_context
-from megaqk.model.decoder import Decoder
+from megaqk.model.decoder import Decoder, parameter_inventory
 from megaqk.model.init import initialize
-from megaqk.model.inventory import parameter_inventory
-from megaqk.model.stream import Batch, Labels, Stream
 from megaqk.optim.groups import ParameterGroup, compare_groups_across_ranks, groups_missing_on, plan_groups
-from megaqk.optim.optimizers import optimizer_factory
+from megaqk.optim.multipliers import Moment
+from megaqk.optim.optimizers import AdamW, OptimizerOwner, build_optimizer
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
 from megaqk.parallel.groups import tensor_parallel
 from megaqk.parallel.rng import DropoutRng
@@ -50,18 +51,10 @@ class Vocabulary:
     rows: int
 
 
-def to_device(part: Stream | Labels, device: torch.device) -> Stream | Labels:
+def to_device(part: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """A part of a micro-batch on a device, without waiting for the copy."""
-    if isinstance(part, tuple):
-        first, second = part
-        return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
-    return part.to(device, non_blocking=True)
-
-
-def count_scored(labels: Labels) -> int:
-    """Labels that count; read on the host, where batches come from."""
-    target = labels[0] if isinstance(labels, tuple) else labels
-    return int((target != IGNORE_INDEX).sum())
+    first, second = part
+    return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
 
 
 class TrainingEngine:
@@ -72,9 +65,17 @@ class TrainingEngine:
         layout: What the world size makes of it.
         vocabulary: Size of the vocabulary.
         process: This process.
+        owners: Optimizers beside AdamW; see `plan_groups`.
     """
 
-    def __init__(self, config: Config, layout: Layout, vocabulary: Vocabulary, process: ProcessInfo) -> None:
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        process: ProcessInfo,
+        owners: Sequence[OptimizerOwner] = (),
+    ) -> None:
         self.config = config
         self.layout = layout
         self.vocabulary = vocabulary
@@ -83,14 +84,16 @@ class TrainingEngine:
         self.dims = ParallelDims(pipeline=layout.pipeline, data=layout.data, tensor=layout.tensor)
         self.coordinate = self.dims.coordinate(process.rank)
         self.tp = tensor_parallel(self.dims, sequence=parallel.sequence)
-        self.rng = DropoutRng(
-            seed=config.training.seed, data_rank=self.coordinate.data, tensor_rank=self.coordinate.tensor
+        self.rng = DropoutRng(seed=config.training.seed, tensor_rank=self.coordinate.tensor)
+        self.context = context = model_context(
+            config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=self.tp, rng=self.rng
         )
-        context = model_context(config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=self.tp, rng=self.rng)
         self.inventory = parameter_inventory(config, rows=vocabulary.rows)
-        self.groups = plan_groups(config, self.inventory)
+        adamw = AdamW(config.optimizer, process.device)
+        self.owners = {owner.name: owner for owner in (adamw, *owners)}
+        self.groups = plan_groups(config, self.inventory, owners)
         self.rates = Rates(config, self.groups)
-        self.implementation, factory = optimizer_factory(config.optimizer, process.device)
+        self.implementation = " + ".join((adamw.description, *(owner.name for owner in owners)))
         compare_groups_across_ranks(self.groups)
 
         self.staged = parallel.pipeline > 1
@@ -111,7 +114,7 @@ class TrainingEngine:
             self.engine = (StagedEngine if self.staged else PlainEngine)(
                 args=None,
                 model=self.module,
-                optimizer=factory,
+                optimizer=partial(build_optimizer, tuple(self.owners.values())),
                 model_parameters=self._optimizer_groups(),
                 mpu=grid,
                 config=settings,
@@ -141,45 +144,66 @@ class TrainingEngine:
         members = [self.parameters[name] for name in group.parameters if name in self.parameters]
         if not members:
             members = [anchors[group.name.replace(".", "_")]]
-        return {"name": group.name, "params": members, "weight_decay": 0.0}
+        return {"name": group.name, "optimizer": group.optimizer, "params": members, "weight_decay": 0.0}
 
-    def train_step(self, batches: Iterator[Batch], step: int, tokens: int | None = None) -> list[GroupRate]:
+    def train_step(
+        self,
+        batches: Iterator[tuple[Stream, Tensor]],
+        step: int,
+        tokens: int | None = None,
+        *,
+        first_sample: int | None = None,
+        signals: Mapping[str, float] | None = None,
+    ) -> list[GroupRate]:
         """One optimizer step.
 
         Args:
-            batches: This rank's micro-batches; consumed on the first and last pipeline stage only.
+            batches: This rank's micro-batches, inputs and labels; consumed on the first and last pipeline stage only.
             step: Optimizer steps taken before this one.
             tokens: Tokens learned from before this step; None where every step had as many as this one.
+            first_sample: Samples learned from before this step; None where every step had as many as this one.
+            signals: Measured values for the multipliers, the same on every rank.
 
         Returns:
             The learning rates that the step was taken with.
         """
-        self.rng.set_step(step)
-        rates = self.rates.at(step, tokens)
+        training = self.config.training
+        self.rng.begin_step(
+            step * training.global_batch_size if first_sample is None else first_sample,
+            micro_batch_size=training.micro_batch_size,
+            data_rank=self.coordinate.data,
+            data_size=self.dims.data,
+        )
+        rates = self.rates.at(Moment(step, tokens, signals or {}))
         apply_rates(self.engine.optimizer.param_groups, rates)
-        batches = self._weighted(batches, self.layout.micro_batches)
+        weighted = self._weighted(batches, self.layout.micro_batches)
         if self.staged:
-            self._loss = self.engine.train_batch(batches)
+            self._loss = self.engine.train_batch(weighted)
             return rates
         self.engine.train()
         total = torch.zeros((), device=self.process.device)
         for _ in range(self.layout.micro_batches):
-            loss = self._forward(next(batches))
+            loss = self._forward(next(weighted))
             self.engine.backward(loss)
             self.engine.step()
             total += loss.detach()
         self._loss = total / self.layout.micro_batches
         return rates
 
-    def _weighted(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-        """Micro-batches whose labels weigh alike over the whole global batch, where some labels do not count."""
-        if not self.config.data.separate_documents or self.coordinate.pipeline not in (0, self.dims.pipeline - 1):
-            return batches
+    def _weighted(self, batches: Iterator[tuple[Stream, Tensor]], count: int) -> Iterator[Batch]:
+        """Micro-batches whose labels weigh alike over the whole global batch."""
+        if not self.config.data.separate_documents:
+            # Every label counts: those of a micro-batch are a known part of all.
+            return ((inputs, (labels, torch.tensor(1 / labels.numel()))) for inputs, labels in batches)
+        if self.coordinate.pipeline not in (0, self.dims.pipeline - 1):
+            return iter(())  # the stages between read none
         held = list(islice(batches, count))
-        scored = torch.tensor(sum(count_scored(labels) for _, labels in held), device=self.process.device)
+        scored = torch.tensor(
+            sum(int((labels != IGNORE_INDEX).sum()) for _, labels in held), device=self.process.device
+        )
         dist.all_reduce(scored, group=self.data_group)
         weight = count * self.dims.data / scored.clamp(min=1)
-        return iter([(inputs, (labels, weight)) for inputs, labels in held if isinstance(labels, Tensor)])
+        return iter([(inputs, (labels, weight)) for inputs, labels in held])
 
     def _forward(self, batch: Batch) -> Tensor:
         inputs, labels = (to_device(part, self.process.device) for part in batch)
@@ -197,7 +221,7 @@ class TrainingEngine:
         return total / self.dims.data
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], count: int) -> Tensor:
+    def evaluate(self, batches: Iterable[tuple[Stream, Tensor]], count: int) -> Tensor:
         """Mean loss over `count` micro-batches of every data-parallel rank, without dropout."""
         weighted = self._weighted(iter(batches), count)
         if self.staged:
@@ -212,7 +236,7 @@ class TrainingEngine:
         """Undo what a checkpoint brought back but the configuration decides; lr and decay are set at each step."""
         optimizer = self.engine.optimizer
         for group in optimizer.param_groups:
-            group.update(betas=self.config.optimizer.betas, eps=self.config.optimizer.eps)
+            group.update(self.owners[group["optimizer"]].settings)
         if hasattr(optimizer, "clip_grad"):
             optimizer.clip_grad = self.config.optimizer.grad_clip
 

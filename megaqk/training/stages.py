@@ -10,26 +10,13 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import nn
 
 from megaqk.model.context import ModelContext
-from megaqk.model.decoder import LayerSpec, decoder_loss, layer_specs
+from megaqk.model.decoder import LayerSpec, decoder_loss, layer_specs, stage_bounds
 from megaqk.parallel.topology import ParallelDims
 
 
 def deepspeed_topology(dims: ParallelDims) -> PipeModelDataParallelTopology:
     """Our axes as DeepSpeed's topology; both number ranks alike."""
     return PipeModelDataParallelTopology(num_pp=dims.pipeline, num_mp=dims.tensor, num_dp=dims.data)
-
-
-def stage_bounds(layers_per_stage: Sequence[tuple[int, int]], num_specs: int) -> list[int]:
-    """First spec of each stage and the end, from the blocks of each stage.
-
-    The first stage also holds what precedes the blocks (embedding and positions), the last what follows them.
-
-    Args:
-        layers_per_stage: (first, end) block of each stage.
-        num_specs: Length of the list of specs.
-    """
-    before = 2  # specs ahead of block 0: `embedding` and `embedding_output`
-    return [0, *(before + end for _, end in layers_per_stage[:-1]), num_specs]
 
 
 def _to_deepspeed(spec: LayerSpec) -> DeepSpeedLayerSpec:
@@ -49,7 +36,7 @@ class StagedDecoder(PipelineModule):  # type: ignore[misc]
 
     def __init__(self, context: ModelContext, dims: ParallelDims, layers_per_stage: Sequence[tuple[int, int]]) -> None:
         specs = layer_specs(context)
-        bounds = stage_bounds(layers_per_stage, len(specs))
+        bounds = stage_bounds(layers_per_stage)
         # Read by _partition_layers while the base class is being constructed; nn.Module is not ready for more.
         self.__dict__["_bounds"] = bounds
         super().__init__(

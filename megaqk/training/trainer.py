@@ -172,7 +172,9 @@ class Trainer:
         self._restart_clock()
         while self.progress.step < last:
             batches = self.train_batches.read(self.progress.samples, self.layout.micro_batches)
-            rates = self.engine.train_step(batches, self.progress.step, self.progress.tokens)
+            rates = self.engine.train_step(
+                batches, self.progress.step, self.progress.tokens, first_sample=self.progress.samples
+            )
             self.progress = Progress(
                 step=self.progress.step + 1,
                 samples=self.progress.samples + training.global_batch_size,

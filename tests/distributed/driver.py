@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megaqk.config.checks import check_world
 from megaqk.config.root import Config
+from megaqk.model.batch import Batch, Stream, plain_positions
 from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
@@ -165,7 +166,7 @@ def plain_run(
         for group in optimizer.param_groups:
             group.update(betas=now["betas"], eps=now["eps"])
             group["lr"] = learning_rate(step) * (held(step) if is_upper_qk(group["name"]) else 1.0)
-        loss = decoder(samples[:, :-1], samples[:, 1:])
+        loss = decoder(*whole_batch(samples))
         optimizer.zero_grad()
         loss.backward()
         losses.append(loss.item())
@@ -210,10 +211,17 @@ def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, h
     return Trace(losses, norms, last, [w for w in weights if w is not None] if history else [])
 
 
-def micro_batches(engine: Any, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def whole_batch(samples: Tensor) -> Batch:
+    """Samples (B, S + 1) as a batch whose loss is the mean over its labels."""
+    tokens, labels = samples[:, :-1], samples[:, 1:]
+    return (tokens, plain_positions(tokens)), (labels, torch.tensor(1 / labels.numel()))
+
+
+def micro_batches(engine: Any, samples: Tensor) -> Iterator[tuple[Stream, Tensor]]:
     """This rank's part of a global batch, as the trainer hands it out."""
     size = engine.config.training.micro_batch_size
     for index in range(engine.layout.micro_batches):
         first = (index * engine.dims.data + engine.coordinate.data) * size
         part = samples[first : first + size]
-        yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
+        tokens = part[:, :-1].contiguous()
+        yield (tokens, plain_positions(tokens)), part[:, 1:].contiguous()

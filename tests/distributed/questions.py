@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megaqk.config.checks import check_world
 from megaqk.config.root import Config
+from megaqk.model.batch import Stream
 from tests.distributed.driver import LENGTH, ROWS, STEPS, TOKENS, Trace, batches, micro_batches
 
 
@@ -55,7 +56,7 @@ def batches_read(case: dict[str, Any]) -> tuple[int, int]:
     )
     taken = 0
 
-    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+    def counted() -> Iterator[tuple[Stream, Tensor]]:
         nonlocal taken
         for batch in micro_batches(engine, batches()[0]):
             taken += 1

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from megaqk.parallel.topology import ParallelDims
 from tests.distributed import driver
@@ -19,6 +18,7 @@ def masks_and_replicas(case: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, 
     process = start_process_group()
     from megaqk.config.checks import check_world
     from megaqk.config.root import Config
+    from megaqk.parallel.rng import dropout
     from megaqk.parallel.sharding import sharding_of
     from megaqk.training.engine import TrainingEngine, Vocabulary
 
@@ -27,11 +27,12 @@ def masks_and_replicas(case: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, 
     engine = TrainingEngine(config, layout, Vocabulary(tokens=driver.TOKENS, rows=driver.ROWS), process)
     for step in range(3):
         engine.train_step(driver.micro_batches(engine, driver.batches()[step]), step)
-    engine.rng.set_step(9)
-    call, masks = engine.rng.next_call("layers.0"), []
-    for sharded in (False, True):
-        with engine.rng.scope(call, "site", torch.device("cpu"), sharded=sharded):
-            masks.append(F.dropout(torch.ones(32, 32), 0.5))
+    engine.rng.begin_step(9, micro_batch_size=1, data_rank=engine.coordinate.data, data_size=engine.dims.data)
+    first = engine.rng.next_call("layers.0")
+    masks = [
+        dropout(torch.ones(1, 32, 32), 0.5, engine.rng.seeds(first, 1, "site", sharded=sharded))
+        for sharded in (False, True)
+    ]
     replicas = {n: p.detach().clone() for n, p in engine.parameters.items() if sharding_of(p).dim is None}
     return masks[0], masks[1], replicas
 

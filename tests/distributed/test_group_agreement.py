@@ -2,7 +2,7 @@ import torch.distributed as dist
 
 from megaqk.config.loading import build_config
 from megaqk.errors import UserError
-from megaqk.model.inventory import parameter_inventory
+from megaqk.model.decoder import parameter_inventory
 from megaqk.optim.groups import compare_groups_across_ranks, plan_groups
 from tests.harness import run_distributed
 

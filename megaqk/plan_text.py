@@ -9,11 +9,12 @@ from megaqk.config.root import Config
 from megaqk.data.manifest import read_manifest
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
+from megaqk.model.decoder import stage_bounds
 from megaqk.model.parameters import ParameterInfo
 from megaqk.optim.groups import ParameterGroup
-from megaqk.optim.rates import Rates
+from megaqk.optim.multipliers import Moment
 from megaqk.optim.schedules import lr_factor
-from megaqk.optim.timing import Clock
+from megaqk.optim.timing import Timing
 from megaqk.parallel.topology import ParallelDims
 
 RANKS_SHOWN = 16
@@ -75,7 +76,7 @@ def resolved_plan(
 def _summary(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]) -> str:
     training, model = config.training, config.model
     total = sum(parameter.numel for parameter in parameters)
-    embedding = sum(parameter.numel for parameter in parameters if parameter.projection == "embedding")
+    embedding = sum(parameter.numel for parameter in parameters if parameter.role.projection == "embedding")
     lines = [
         ("run", config.run.dir),
         (
@@ -107,26 +108,15 @@ def _summary(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]
 def _stages(config: Config, layout: Layout, parameters: Sequence[ParameterInfo]) -> str:
     head = "tied head" if config.model.tied_embedding else "head"
     rows = [("stage", "layers", "parameters", "on each rank")]
+    bounds = stage_bounds(layout.layers_per_stage)
     for stage, (first, end) in enumerate(layout.layers_per_stage):
-        owned = [parameter for parameter in parameters if stage in _stages_of(parameter, config, layout)]
+        places = range(bounds[stage], bounds[stage + 1])
+        owned = [parameter for parameter in parameters if any(place in places for place in parameter.places)]
         parts = ["none" if first == end else f"{first}-{end - 1}" if end - first > 1 else f"{first}"]
         parts += ["embedding"] * (stage == 0) + [head] * (stage == layout.pipeline - 1)
         local = sum(p.numel // (1 if p.shard_dim is None else layout.tensor) for p in owned)
         rows.append((str(stage), " + ".join(parts), f"{sum(p.numel for p in owned):,}", f"{local:,}"))
     return _table(rows)
-
-
-def _stages_of(parameter: ParameterInfo, config: Config, layout: Layout) -> tuple[int, ...]:
-    """The stages that hold a parameter; a tied embedding is held by the first and by the last."""
-    last = layout.pipeline - 1
-    if parameter.layer is not None:
-        return tuple(
-            stage for stage, (first, end) in enumerate(layout.layers_per_stage) if first <= parameter.layer < end
-        )
-    if not parameter.name.startswith("embedding"):
-        return (last,)
-    tied = config.model.tied_embedding and parameter.name.startswith("embedding.")
-    return (0, last) if tied else (0,)
 
 
 def _ranks(layout: Layout) -> str:
@@ -139,11 +129,11 @@ def _ranks(layout: Layout) -> str:
 
 
 def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
-    rates, steps = Rates(config, groups), key_steps(config, groups)
+    steps = key_steps(config, groups)
     rows = [("group", "tensors", "parameters", "decay", *(f"{step:,}" for step in steps))]
     for group in groups:
         decay = f"{config.optimizer.weight_decay:g}" if group.decay else "0"
-        values = (f"{rates.multiplier(group, step):.4g}" for step in steps)
+        values = (f"{group.multiplier.at(Moment(step)):.4g}" for step in steps)
         rows.append((group.name, str(len(group.parameters)), f"{group.numel:,}", decay, *values))
     factors = (lr_factor(config.schedule, step, config.training.steps) for step in steps)
     rows.append(("lr at multiplier 1", "", "", "", *(f"{config.optimizer.lr * factor:.3g}" for factor in factors)))
@@ -152,8 +142,8 @@ def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
 
 def _never_released(config: Config, groups: Sequence[ParameterGroup]) -> list[str]:
     """A warning for the groups that the end of the run finds slowed: a clock in another unit than was meant."""
-    rates, last = Rates(config, groups), config.training.steps - 1
-    slowed = [group.name for group in groups if rates.multiplier(group, last) < 1]
+    last = Moment(config.training.steps - 1)
+    slowed = [group.name for group in groups if group.multiplier.at(last) < 1]
     return [f"Not released by the end of the run: {', '.join(slowed)}"] if slowed else []
 
 
@@ -168,11 +158,11 @@ def key_steps(config: Config, groups: Sequence[ParameterGroup]) -> list[int]:
         The first and the last step and, for each rule, the end of the hold, the middle and the end of the release,
         as far as they lie within the run; ascending.
     """
-    clock, last = Clock.of(config.training), config.training.steps - 1
+    last = config.training.steps - 1
     steps = {0, last}
-    for rule in (group.rule for group in groups if group.rule is not None):
-        hold, end = (clock.first_step(rule.unit, value) for value in (rule.hold, rule.end))
-        steps.update((hold, (hold + end) // 2, end))
+    for group in groups:
+        if isinstance(group.multiplier, Timing):
+            steps.update(group.multiplier.key_steps())
     return sorted(step for step in steps if step <= last)
 
 

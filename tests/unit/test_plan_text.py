@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,23 +8,27 @@ from megaqk.config.checks import check_world
 from megaqk.config.loading import build_config
 from megaqk.corpus.tokenizer_training import train_sentencepiece
 from megaqk.errors import UserError
-from megaqk.model.parameters import ParameterInfo
+from megaqk.model.parameters import ParameterInfo, ParameterRole, linear_roles, table_role, vector_role
 from megaqk.optim.groups import plan_groups
-from megaqk.planning import key_steps, resolved_plan, vocabulary_rows
+from megaqk.plan_text import key_steps, resolved_plan, vocabulary_rows
 
 MODEL = {"num_layers": 2, "hidden_size": 8, "num_heads": 2}
 
 
-def parameter(name: str, shape: tuple[int, ...], projection: Any, layer: int | None, dim: int | None) -> ParameterInfo:
-    return ParameterInfo(name=name, shape=shape, layer=layer, projection=projection, shard_dim=dim)
+def parameter(name: str, shape: tuple[int, ...], role: ParameterRole, dim: int | None, *places: int) -> ParameterInfo:
+    return ParameterInfo(name=name, shape=shape, shard_dim=dim, role=role, places=places)
 
 
+TOKENS, PLACES = table_role(vocabulary=True, multiplies=True), table_role(vocabulary=False, multiplies=False)
 PARAMETERS = (
-    parameter("embedding.weight", (16, 8), "embedding", None, 0),
-    parameter("embedding_output.positions.weight", (4, 8), "embedding", None, None),
-    *(parameter(f"layers.{layer}.query_weight", (8, 8), "query", layer, 0) for layer in (0, 1)),
-    *(parameter(f"layers.{layer}.key_weight", (8, 8), "key", layer, 0) for layer in (0, 1)),
-    parameter("final_norm.norm.weight", (8,), "norm", None, None),
+    parameter("embedding.weight", (16, 8), TOKENS, 0, 0, 5),
+    parameter("embedding_output.positions.weight", (4, 8), PLACES, None, 1),
+    *(
+        parameter(f"layers.{layer}.{projection}_weight", (8, 8), linear_roles(projection, layer)[0], 0, 2 + layer)
+        for projection in ("query", "key")
+        for layer in (0, 1)
+    ),
+    parameter("final_norm.norm.weight", (8,), vector_role("norm", None, "one"), None, 4),
 )
 
 
@@ -75,7 +80,9 @@ def test_the_plan_of_a_small_run() -> None:
 
 def test_an_untied_head_is_held_by_the_last_stage_alone() -> None:
     config = build_config({"model": {**MODEL, "tied_embedding": False}, "parallel": {"pipeline": 2}})
-    parameters = (*PARAMETERS, parameter("head.weight", (16, 8), "embedding", None, 0))
+    table, *rest = PARAMETERS
+    head = parameter("head.weight", (16, 8), TOKENS, 0, 5)
+    parameters = (replace(table, places=(0,)), *rest, head)
     lines = resolved_plan(config, check_world(config, 2), parameters, plan_groups(config, parameters)).splitlines()
     assert lines[9].split() == ["0", "0", "+", "embedding", "288", "288"]
     assert lines[10].split() == ["1", "1", "+", "head", "264", "264"]
