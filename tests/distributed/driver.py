@@ -5,7 +5,7 @@ torch.optim.AdamW, rates written out by hand.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from megaqk.model.batch import Batch, Stream, plain_positions
 from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
+from megaqk.optim.optimizers import OptimizerOwner
+from tests.distributed.heavy_ball import FRICTION, SCALE
 
 STEPS = 10
 WARMUP = 2
@@ -145,7 +147,13 @@ def plain_decoder(model: dict[str, Any], *, tokens: int = TOKENS) -> Decoder:
 
 
 def plain_run(
-    model: dict[str, Any], *, tokens: int = TOKENS, changes: dict[str, Any] | None = None, at: int = STEPS
+    model: dict[str, Any],
+    *,
+    tokens: int = TOKENS,
+    changes: dict[str, Any] | None = None,
+    at: int = STEPS,
+    heavy: Callable[[str], bool] = lambda name: False,
+    forget_at: int | None = None,
 ) -> Trace:
     """Ten steps of the textbook loop in this process.
 
@@ -154,11 +162,15 @@ def plain_run(
         tokens: Ids that occur.
         changes: Values of `OPTIMIZER` that hold from step `at` on: betas, eps, grad_clip.
         at: Steps taken before them.
+        heavy: Names of the parameters that a heavy ball moves instead of AdamW.
+        forget_at: Steps taken before the ball loses its velocity.
     """
     late = {**OPTIMIZER, **(changes or {})}
     decoder = plain_decoder(model, tokens=tokens)
     parameters = decoder.global_parameters()
     groups = [{"params": [p], "name": n, "weight_decay": DECAY if p.dim() > 1 else 0.0} for n, p in parameters.items()]
+    groups = [group for group in groups if not heavy(str(group["name"]))]
+    velocity = {name: torch.zeros_like(p) for name, p in parameters.items() if heavy(name)}
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, foreach=False)
     losses, norms = [], []
     for step, samples in enumerate(batches(tokens)):
@@ -167,11 +179,17 @@ def plain_run(
             group.update(betas=now["betas"], eps=now["eps"])
             group["lr"] = learning_rate(step) * (held(step) if is_upper_qk(group["name"]) else 1.0)
         loss = decoder(*whole_batch(samples))
-        optimizer.zero_grad()
+        decoder.zero_grad()
         loss.backward()
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), now["grad_clip"]).item())
         optimizer.step()
+        for name in velocity:
+            past = 0.0 if step == forget_at else FRICTION
+            gradient = parameters[name].grad
+            assert gradient is not None
+            velocity[name] = past * velocity[name] + gradient
+            parameters[name].data -= SCALE * learning_rate(step) * velocity[name]
     return Trace(losses, norms, {name: p.detach().clone() for name, p in parameters.items()})
 
 
@@ -184,7 +202,13 @@ def engine_runs(cases: list[dict[str, Any]]) -> list[Trace | None]:
     return traces
 
 
-def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, history: bool = False) -> Trace | None:
+def engine_run(
+    case: dict[str, Any],
+    tokens: int = TOKENS,
+    steps: int = STEPS,
+    history: bool = False,
+    owners: Sequence[OptimizerOwner] = (),
+) -> Trace | None:
     """Steps of the training engine, on one rank of a case; the trace on rank 0."""
     # Importing DeepSpeed looks for a device, which start_process_group settles first.
     from megaqk.runtime.device import start_process_group
@@ -195,7 +219,7 @@ def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, h
 
     config = Config.model_validate(case)
     layout = check_world(config, process.world_size)
-    engine = TrainingEngine(config, layout, Vocabulary(tokens=tokens, rows=ROWS), process)
+    engine = TrainingEngine(config, layout, Vocabulary(tokens=tokens, rows=ROWS), process, owners)
     losses, norms, weights = [], [], []
     if history:
         weights.append(gather_parameters(engine))

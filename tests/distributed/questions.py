@@ -1,6 +1,6 @@
 """What tests ask of a training engine beyond its trace: what it resumes with, reads, and holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,13 @@ from torch import Tensor
 from megaqk.config.checks import check_world
 from megaqk.config.root import Config
 from megaqk.model.batch import Stream
+from megaqk.optim.optimizers import OptimizerOwner
 from tests.distributed.driver import LENGTH, ROWS, STEPS, TOKENS, Trace, batches, micro_batches
 
 
-def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any], at: int) -> Trace | None:
+def changed_on_the_way(
+    folder: str, before: dict[str, Any], after: dict[str, Any], at: int, owners: Sequence[OptimizerOwner] = ()
+) -> Trace | None:
     """`engine_run` of one case for `at` steps, and of another from the checkpoint of the first to the end."""
     from megaqk.runtime.device import start_process_group
 
@@ -29,7 +32,7 @@ def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any
     norms: list[float] = []
     for case, steps in ((before, range(at)), (after, range(at, STEPS))):
         config = Config.model_validate(case)
-        engine = TrainingEngine(config, check_world(config, process.world_size), vocabulary, process)
+        engine = TrainingEngine(config, check_world(config, process.world_size), vocabulary, process, owners)
         kept: dict[str, Any] = {"config": config.model_dump(mode="json"), "data": data}
         if steps.start:
             checkpoints.load(store, engine, at, **kept)
