@@ -49,10 +49,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     # Only now, since the model's modules import torch: a refusal of the configuration is immediate.
     from megaqk.corpus.prepare import prepares_quickly
     from megaqk.data.tokenizer import load_tokenizer
-    from megaqk.model.inventory import parameter_inventory
+    from megaqk.model.decoder import parameter_inventory
     from megaqk.model.vocabulary import vocabulary_of
     from megaqk.optim.groups import plan_groups
-    from megaqk.planning import resolved_plan
+    from megaqk.plan_text import resolved_plan
     from megaqk.runtime.agreement import Solo
     from megaqk.runtime.device import choose_device
     from megaqk.training.checks import missing, open_inputs

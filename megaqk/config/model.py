@@ -9,6 +9,7 @@ from megaqk.config.base import Section, refusal
 Norm = Literal["layernorm", "rmsnorm"]
 FeedForward = Literal["gelu", "relu_squared", "swiglu", "geglu"]
 Positions = Literal["learned", "rotary", "none"]
+Projection = Literal["query", "key", "value", "output", "ffn_in", "ffn_gate", "ffn_out", "norm", "embedding"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt": {
@@ -105,6 +106,11 @@ class ModelConfig(Section):
     def gated(self) -> bool:
         """Whether the feed-forward network multiplies two input projections."""
         return self.feed_forward in GATED
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is any dropout."""
+        return self.dropout > 0 or self.attention_dropout > 0
 
     @property
     def ffn_width(self) -> int:

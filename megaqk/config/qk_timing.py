@@ -5,9 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megaqk.config.base import Section, refusal
-
-Projection = Literal["query", "key", "value", "output", "ffn_in", "ffn_gate", "ffn_out", "norm", "embedding"]
-
+from megaqk.config.model import Projection
 
 SELECTOR_FORMS = ("fraction", "range", "list")
 

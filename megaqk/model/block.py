@@ -1,25 +1,28 @@
 """One pre-norm transformer block."""
 
-from torch import Tensor
-from torch.nn import functional as F
+from typing import Literal
+
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megaqk.model.attention import Attention
+from megaqk.model.batch import Stream
 from megaqk.model.context import ModelContext
 from megaqk.model.feed_forward import FeedForward
 from megaqk.model.norms import build_norm
-from megaqk.model.stream import StreamLayer
+from megaqk.model.taps import TapKind
+from megaqk.parallel.rng import dropout
 
 
-def residual_dropout(x: Tensor, context: ModelContext, call: int, site: str, *, training: bool) -> Tensor:
+def residual_dropout(x: Tensor, context: ModelContext, first_sample: int, site: str, *, training: bool) -> Tensor:
     """Dropout on a residual write (B, S, H), alike on all ranks unless the sequence is split over them."""
-    if not training or context.model.dropout == 0:
+    probability = context.model.dropout
+    if not training or probability == 0:
         return x
-    with context.rng.scope(call, site, x.device, sharded=context.tp.sequence):
-        return F.dropout(x, context.model.dropout)
+    return dropout(x, probability, context.rng.seeds(first_sample, len(x), site, sharded=context.tp.sequence))
 
 
-class Block(StreamLayer):
+class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)).
 
     Args:
@@ -32,23 +35,38 @@ class Block(StreamLayer):
         self.context = context
         self.index = index
         model, tp = context.model, context.tp
-        self.attention_norm = build_norm(model, model.hidden_size, tp=tp, partial_gradient=tp.sequence)
-        self.attention = Attention(context)
-        self.ffn_norm = build_norm(model, model.hidden_size, tp=tp, partial_gradient=tp.sequence)
-        self.ffn = FeedForward(context)
+        self.attention_norm = build_norm(model, model.hidden_size, layer=index, tp=tp, partial_gradient=tp.sequence)
+        self.attention = Attention(context, index)
+        self.ffn_norm = build_norm(model, model.hidden_size, layer=index, tp=tp, partial_gradient=tp.sequence)
+        self.ffn = FeedForward(context, index)
 
-    def update(self, hidden: Tensor, positions: Tensor | None) -> Tensor:
-        """Add the block's two writes to (B, S, H); see `StreamLayer`."""
+    def forward(self, stream: Stream) -> Stream:
+        """Add the block's two writes to (B, S, H) and pass the positions on."""
+        hidden, positions = stream
         # Counted outside the recomputed part, so that both passes draw the same dropout masks.
-        call = self.context.rng.next_call(f"layers.{self.index}") if self.training else 0
+        drops = self.training and self.context.model.drops
+        first_sample = self.context.rng.next_call(f"layers.{self.index}") if drops else 0
         if self.context.recompute == "full" and self.training:
-            return checkpoint(  # type: ignore[no-any-return]
-                self._forward, hidden, positions, call, use_reentrant=False, preserve_rng_state=False
+            hidden = checkpoint(
+                self._write, hidden, positions, first_sample, use_reentrant=False, preserve_rng_state=False
             )
-        return self._forward(hidden, positions, call)
+        else:
+            hidden = self._write(hidden, positions, first_sample)
+        return hidden, positions
 
-    def _forward(self, hidden: Tensor, positions: Tensor | None, call: int) -> Tensor:
-        write = self.attention(self.attention_norm(hidden), positions, call)
-        hidden = hidden + residual_dropout(write, self.context, call, "attention_write", training=self.training)
-        write = self.ffn(self.ffn_norm(hidden))
-        return hidden + residual_dropout(write, self.context, call, "ffn_write", training=self.training)
+    def _write(self, hidden: Tensor, positions: Tensor, first_sample: int) -> Tensor:
+        self._show("attention_residual", hidden)
+        write = self.attention(self.attention_norm(hidden), positions, first_sample)
+        hidden = hidden + self._finished(write, "attention_write", first_sample)
+        self._show("ffn_residual", hidden)
+        return hidden + self._finished(self.ffn(self.ffn_norm(hidden)), "ffn_write", first_sample)
+
+    def _finished(self, write: Tensor, kind: Literal["attention_write", "ffn_write"], first_sample: int) -> Tensor:
+        site = f"layers.{self.index}.{kind}"
+        write = residual_dropout(write, self.context, first_sample, site, training=self.training)
+        self._show(kind, write)
+        return write
+
+    def _show(self, kind: TapKind, activation: Tensor) -> None:
+        if self.context.taps:
+            self.context.taps.show(kind, self.index, activation)

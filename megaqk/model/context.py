@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from megaqk.config.model import ModelConfig
 from megaqk.config.root import Config
+from megaqk.model.taps import Taps
 from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.rng import DropoutRng
 
@@ -17,18 +18,23 @@ class ModelContext:
         rows: Rows of the embedding table, padding included.
         tokens: Real tokens of the vocabulary.
         max_positions: Longest sequence.
+        separate_documents: Whether attention stays within the documents that share a sample; positions say where
+            they begin.
         recompute: Activation recomputation: none, selective or full.
         tp: The tensor-parallel group.
         rng: Source of dropout masks.
+        taps: Who watches the activations.
     """
 
     model: ModelConfig
     rows: int
     tokens: int
     max_positions: int
+    separate_documents: bool = False
     recompute: str = "none"
     tp: TensorParallel = field(default_factory=TensorParallel)
     rng: DropoutRng = field(default_factory=DropoutRng)
+    taps: Taps = field(default_factory=Taps)
 
 
 def model_context(
@@ -45,6 +51,7 @@ def model_context(
         rows=rows,
         tokens=tokens,
         max_positions=config.training.sequence_length,
+        separate_documents=config.data.separate_documents,
         recompute=config.training.recompute,
         tp=tp or TensorParallel(),
         rng=rng or DropoutRng(seed=config.training.seed),

@@ -1,19 +1,23 @@
-"""The decoder as a list of layer specs, and as one module.
+"""The decoder as a list of layer specs, as one module, and as a list of its parameters.
 
-The list is what the pipeline engine distributes over stages; `Decoder` builds all of it in one process.
+The specs are what the pipeline engine distributes over stages; `Decoder` builds all of them in one process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from megaqk.config.root import Config
+from megaqk.model.batch import Labels, Stream
 from megaqk.model.block import Block
-from megaqk.model.context import ModelContext
+from megaqk.model.context import ModelContext, model_context
 from megaqk.model.embedding import Embedding, EmbeddingOutput, FinalNorm, Head, tied_head
-from megaqk.model.stream import Labels, Stream
-from megaqk.parallel.vocabulary import mean_loss, vocab_parallel_cross_entropy
+from megaqk.model.parameters import ParameterInfo, role_of
+from megaqk.parallel.sharding import sharding_of
+from megaqk.parallel.vocabulary import vocab_parallel_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +40,11 @@ class LayerSpec:
 
 
 def layer_specs(context: ModelContext) -> list[LayerSpec]:
-    """The decoder from token ids (B, S), with positions or without, to local logits (B, S, local tokens)."""
+    """The decoder from token ids and positions (B, S) to local logits (B, S, local tokens)."""
     model = context.model
     tied = model.tied_embedding
     specs = [
-        LayerSpec(name="embedding", module=Embedding, arguments=(context,), tied=tied),
+        LayerSpec(name="embedding", module=Embedding, arguments=(context, tied), tied=tied),
         LayerSpec(name="embedding_output", module=EmbeddingOutput, arguments=(context,)),
     ]
     specs += [
@@ -48,25 +52,39 @@ def layer_specs(context: ModelContext) -> list[LayerSpec]:
     ]
     specs.append(LayerSpec(name="final_norm", module=FinalNorm, arguments=(context,)))
     if tied:
-        specs.append(LayerSpec(name="embedding", module=Embedding, arguments=(context,), tied=True, forward=tied_head))
+        specs.append(
+            LayerSpec(name="embedding", module=Embedding, arguments=(context, True), tied=True, forward=tied_head)
+        )
     else:
-        specs.append(LayerSpec(name="head", module=Head, arguments=(context,)))
+        specs.append(LayerSpec(name="head", module=Head, arguments=(context, True)))
     return specs
 
 
-def decoder_loss(context: ModelContext) -> Callable[[Tensor, Labels], Tensor]:
-    """The loss of a micro-batch from its local logits (B, S, local tokens) and its labels.
+def stage_bounds(layers_per_stage: Sequence[tuple[int, int]]) -> list[int]:
+    """First spec of each pipeline stage, and the end of the last, from the blocks of each stage.
 
-    Labels (B, S) give the mean over the labels that count. Labels with a weight give weight x their sum: where
-    micro-batches have different numbers of labels that count, the weight makes the mean over micro-batches and
-    data-parallel ranks the mean over the labels of the global batch, however it is divided.
+    The first stage also holds what precedes the blocks, the last what follows them.
+
+    Args:
+        layers_per_stage: (first, end) block of each stage.
+    """
+    before, after = 2, 2  # embedding and embedding_output; final_norm and the head
+    *inner, last = (before + end for _, end in layers_per_stage)
+    return [0, *inner, last + after]
+
+
+def decoder_loss(context: ModelContext) -> Callable[[Tensor, Labels], Tensor]:
+    """The loss of a micro-batch from its local logits (B, S, local tokens): weight x the sum over its labels (B, S).
+
+    Micro-batches may have different numbers of labels that count. The weight (micro-batches x data-parallel size) /
+    (labels of the global batch that count) makes the mean over micro-batches and data-parallel ranks the mean over
+    the labels of the global batch, however it is divided.
     """
     first = context.tp.rank * context.tp.share(context.rows)
 
     def loss(logits: Tensor, labels: Labels) -> Tensor:
-        target, weight = labels if isinstance(labels, tuple) else (labels, None)
-        losses = vocab_parallel_cross_entropy(logits, target, first=first, tp=context.tp)
-        return mean_loss(losses, target) if weight is None else losses.sum() * weight
+        target, weight = labels
+        return vocab_parallel_cross_entropy(logits, target, first=first, tp=context.tp).sum() * weight
 
     return loss
 
@@ -89,13 +107,12 @@ class Decoder(nn.Module):
         return self.modules_by_name[name.replace(".", "_")]
 
     def logits(self, inputs: Stream) -> Tensor:
-        """Local logits (B, S, local tokens) of token ids (B, S), alone or with positions (B, S)."""
-        x = inputs
+        """Local logits (B, S, local tokens) of token ids and positions (B, S)."""
+        x: Any = inputs
         for spec in self.specs:
             module = self.layer(spec.name)
             x = module(x) if spec.forward is None else spec.forward(module, x)
-        assert isinstance(x, Tensor), "the last layer drops the positions"
-        return x
+        return x  # type: ignore[no-any-return]
 
     def forward(self, inputs: Stream, labels: Labels) -> Tensor:
         """Loss of a micro-batch of inputs (see `logits`) and labels (see `decoder_loss`)."""
@@ -107,3 +124,28 @@ class Decoder(nn.Module):
         for name in dict.fromkeys(spec.name for spec in self.specs):
             named.update({f"{name}.{key}": value for key, value in self.layer(name).named_parameters()})
         return named
+
+
+def parameter_inventory(config: Config, *, rows: int) -> tuple[ParameterInfo, ...]:
+    """Every parameter of the whole model, in the order of the layers.
+
+    The layers are built on the meta device, so this costs no memory, and the list cannot differ from the model.
+
+    Args:
+        config: The run.
+        rows: Rows of the embedding table, padding included.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(model_context(config, tokens=rows, rows=rows))
+    names = [spec.name for spec in decoder.specs]
+    return tuple(
+        ParameterInfo(
+            name=f"{module}.{key}",
+            shape=sharding_of(parameter).shape,
+            shard_dim=sharding_of(parameter).dim,
+            role=role_of(parameter),
+            places=tuple(place for place, name in enumerate(names) if name == module),
+        )
+        for module in dict.fromkeys(names)
+        for key, parameter in decoder.layer(module).named_parameters()
+    )

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megaqk.model.context import ModelContext
-from megaqk.parallel.linear import ColumnParallelLinear, RowParallelLinear
+from megaqk.model.parameters import linear_roles
+from megaqk.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -27,17 +28,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """down(act(up x)), or down(act(gate x) * up x) for the gated kinds."""
+    """down(act(up x)), or down(act(gate x) * up x) for the gated kinds.
 
-    def __init__(self, context: ModelContext) -> None:
+    Args:
+        context: What all layers share.
+        index: Global depth of the block.
+    """
+
+    def __init__(self, context: ModelContext, index: int) -> None:
         super().__init__()
         model, tp = context.model, context.tp
         self.activation = ACTIVATIONS[model.feed_forward]
-        names = ("up", "gate") if model.gated else ("up",)
-        self.input = ColumnParallelLinear(
-            model.hidden_size, dict.fromkeys(names, model.ffn_width), bias=model.bias, tp=tp
-        )
-        self.output = RowParallelLinear(model.ffn_width, model.hidden_size, bias=model.bias, tp=tp)
+        inputs = {"up": Output(model.ffn_width, *linear_roles("ffn_in", index))}
+        if model.gated:
+            inputs["gate"] = Output(model.ffn_width, *linear_roles("ffn_gate", index))
+        self.input = ColumnParallelLinear(model.hidden_size, inputs, bias=model.bias, tp=tp)
+        output = Output(model.hidden_size, *linear_roles("ffn_out", index, writes_residual=True))
+        self.output = RowParallelLinear(model.ffn_width, output, bias=model.bias, tp=tp)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, S, H) to (B, S, H); S is this rank's part under sequence parallelism."""

@@ -6,14 +6,9 @@ from megaqk.config.model import ModelConfig
 from megaqk.model.parameters import ParameterInfo
 
 
-def matmul_parameters(model: ModelConfig, parameters: Iterable[ParameterInfo]) -> int:
-    """Parameters that every token is multiplied by: all matrices, the output head included.
-
-    Looking up an embedding or a learned position multiplies nothing, so those tables are left out, except a token
-    table that is also the head.
-    """
-    looked_up = {"embedding_output.positions.weight"} | (set() if model.tied_embedding else {"embedding.weight"})
-    return sum(info.numel for info in parameters if len(info.shape) == 2 and info.name not in looked_up)
+def matmul_parameters(parameters: Iterable[ParameterInfo]) -> int:
+    """Parameters that every token is multiplied by: all matrices, the output head included."""
+    return sum(info.numel for info in parameters if info.role.multiplies)
 
 
 def flops_per_token(model: ModelConfig, parameters: Iterable[ParameterInfo], sequence_length: int) -> float:
@@ -29,4 +24,4 @@ def flops_per_token(model: ModelConfig, parameters: Iterable[ParameterInfo], seq
         sequence_length: Tokens of a sample.
     """
     attention = model.num_layers * model.num_heads * model.head_size * sequence_length
-    return 6.0 * matmul_parameters(model, parameters) + 12.0 * attention
+    return 6.0 * matmul_parameters(parameters) + 12.0 * attention

@@ -7,30 +7,27 @@ import torch
 from torch import Tensor, nn
 
 from megaqk.model.context import ModelContext
-from megaqk.model.inventory import projection_of
+from megaqk.model.parameters import ParameterRole, role_of
 from megaqk.parallel.rng import derive_seed
 from megaqk.parallel.sharding import local_part, sharding_of
 
 
-def initial_value(name: str, shape: tuple[int, ...], context: ModelContext, seed: int) -> Tensor:
+def initial_value(name: str, shape: tuple[int, ...], role: ParameterRole, context: ModelContext, seed: int) -> Tensor:
     """The full initial tensor of a parameter, in fp32 on the CPU.
 
     Norm weights are 1, biases 0, matrices normal with deviation `init_std`; those that write to the residual stream
     are scaled by 1 / sqrt(2 x num_layers) as in GPT-2. Padding rows of the vocabulary are 0 and draw no numbers, so
     that padding does not change the model.
     """
-    model = context.model
-    if len(shape) == 1:
-        return torch.ones(shape) if name.endswith("norm.weight") else torch.zeros(shape)
-    std = model.init_std
-    if model.init_scale_residual and projection_of(name) in ("output", "ffn_out"):
-        std /= sqrt(2 * model.num_layers)
-    generator = torch.Generator().manual_seed(derive_seed(seed, name))
-    if name in ("embedding.weight", "head.weight"):
-        value = torch.zeros(shape)
-        value[: context.tokens].normal_(0.0, std, generator=generator)
-        return value
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
+    if role.init in ("one", "zero"):
+        return torch.full(shape, float(role.init == "one"))
+    std = context.model.init_std
+    if context.model.init_scale_residual and role.init == "residual":
+        std /= sqrt(2 * context.model.num_layers)
+    value = torch.zeros(shape)
+    drawn = value[: context.tokens] if role.init == "vocabulary" else value
+    drawn.normal_(0.0, std, generator=torch.Generator().manual_seed(derive_seed(seed, name)))
+    return value
 
 
 @torch.no_grad()
@@ -38,5 +35,5 @@ def initialize(parameters: Mapping[str, nn.Parameter], context: ModelContext, se
     """Fill this rank's parameters, given by global name, with their part of the initial model."""
     for name, parameter in parameters.items():
         sharding = sharding_of(parameter)
-        full = initial_value(name, sharding.shape, context, seed)
+        full = initial_value(name, sharding.shape, role_of(parameter), context, seed)
         parameter.copy_(local_part(full, sharding, context.tp))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megaqk.model.context import ModelContext
+from megaqk.model.parameters import table_role
 from megaqk.parallel.sharding import new_parameter
 
 
@@ -14,23 +15,20 @@ class LearnedPositions(nn.Module):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         self.context = context
-        tp = context.tp
-        self.weight = new_parameter(
-            (context.max_positions, context.model.hidden_size), tp, partial_gradient=tp.sequence
-        )
+        tp, shape = context.tp, (context.max_positions, context.model.hidden_size)
+        role = table_role(vocabulary=False, multiplies=False)
+        self.weight = new_parameter(shape, tp, role=role, partial_gradient=tp.sequence)
 
-    def forward(self, hidden: Tensor, positions: Tensor | None) -> Tensor:
-        """Map (B, S, H) to (B, S, H).
+    def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Add to (B, S, H) the vectors of its positions.
 
         Args:
             hidden: S is this rank's part of the sequence under sequence parallelism.
-            positions: (B, S) over the whole sequence; None for 0 to S - 1.
+            positions: (B, S) over the whole sequence.
         """
-        length = hidden.shape[1]
-        first = self.context.tp.rank * length if self.context.tp.sequence else 0
-        if positions is None:
-            return hidden + self.weight[first : first + length]
-        return hidden + F.embedding(positions[:, first : first + length], self.weight)
+        if self.context.tp.sequence:
+            positions = positions.chunk(self.context.tp.size, dim=1)[self.context.tp.rank]
+        return hidden + F.embedding(positions, self.weight)
 
 
 class Rotary(nn.Module):
@@ -51,13 +49,13 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Rotate (B, heads, S, head_dim) by the positions (B, S), or by 0 to S - 1."""
-        length = x.shape[-2]
-        if positions is None:
-            cos, sin = self.cos[:length], self.sin[:length]
-        else:  # one head dimension for all heads
-            cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def forward(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate (B, heads, S, head_dim) queries and keys by their positions (B, S)."""
+        # One head dimension for all heads.
+        cos, sin = (table[positions].unsqueeze(1).to(query.dtype) for table in (self.cos, self.sin))
+        return _rotated(query, cos, sin), _rotated(key, cos, sin)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

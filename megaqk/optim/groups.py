@@ -8,41 +8,50 @@ from megaqk.config.qk_timing import TimingRule
 from megaqk.config.root import Config
 from megaqk.errors import UserError
 from megaqk.model.parameters import ParameterInfo
+from megaqk.optim.multipliers import Constant, Multiplier
 from megaqk.optim.naming import rule_name
-from megaqk.optim.timing import depth_factors
+from megaqk.optim.optimizers import ADAMW, OptimizerOwner
+from megaqk.optim.timing import Clock, Timing, depth_factors
+
+UNRULED = Constant()
+"""The multiplier of groups that no rule acts on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters that share a learning rate and a weight decay.
+    """Parameters that share an optimizer, a learning rate and a weight decay.
 
     Attributes:
         name: Short and unique, for logs and for finding the group in an optimizer.
+        optimizer: Name of the `OptimizerOwner` that updates them.
         decay: Whether weight decay applies.
         parameters: Global names of its parameters, in the order of the model.
         numel: Elements of its parameters in the whole model.
-        rule: The timing rule that acts on it; None where the multiplier is always 1.
-        held: Multiplier during the hold of that rule.
+        multiplier: Scales its learning rate.
     """
 
     name: str
+    optimizer: str
     decay: bool
     parameters: tuple[str, ...]
     numel: int
-    rule: TimingRule | None = None
-    held: float = 1.0
+    multiplier: Multiplier
 
 
-def plan_groups(config: Config, parameters: Sequence[ParameterInfo]) -> tuple[ParameterGroup, ...]:
+def plan_groups(
+    config: Config, parameters: Sequence[ParameterInfo], owners: Sequence[OptimizerOwner] = ()
+) -> tuple[ParameterGroup, ...]:
     """Decide the optimizer groups of a run.
 
     The plan follows from the configuration and the parameters of the whole model, never from what a rank owns, so
-    it is the same on every rank. There is one group for each multiplier and decay class: `decay`, `no_decay`, then
-    those of the rules in their order, by depth. None is empty.
+    it is the same on every rank. There is one group for each multiplier, decay class and optimizer: `decay`,
+    `no_decay`, then those of the rules in their order, by depth. None is empty.
 
     Args:
         config: The run.
         parameters: Every parameter of the whole model, in the order of the model.
+        owners: Optimizers that take what they own; AdamW has the rest. Their groups are called as AdamW's, and then
+            `.<name of the owner>`.
 
     Returns:
         The ordered groups, which hold each parameter once.
@@ -50,22 +59,60 @@ def plan_groups(config: Config, parameters: Sequence[ParameterInfo]) -> tuple[Pa
     Raises:
         UserError: Where a projection of a rule names no parameter of this model.
     """
+    num_layers = config.model.num_layers
+    clock = Clock.of(config.training)
     claimed: set[str] = set()
-    ruled: list[ParameterGroup] = []
+    ruled: list[tuple[str, Multiplier, Sequence[ParameterInfo]]] = []
     for index, rule in enumerate(config.qk_timing.active_rules):
-        layers = rule.layers.resolve(config.model.num_layers)
+        layers = rule.layers.resolve(num_layers)
         hit = [parameter for parameter in parameters if _acts_on(rule, layers, parameter)]
         for projection in rule.projections:
-            if not any(parameter.projection == projection for parameter in hit):
+            if not any(parameter.role.projection == projection for parameter in hit):
                 raise UserError(_no_match(config, index, projection))
         claimed.update(parameter.name for parameter in hit)
-        name = rule_name(rule, layers, config.model.num_layers)
+        name = rule_name(rule, layers, num_layers)
         if config.qk_timing.rules:
             name = f"rule{index}.{name}"
-        ruled.extend(_rule_groups(name, rule, layers, hit, config.model.num_layers))
+        if rule.depth_profile == "uniform":
+            ruled.append((name, Timing(rule=rule, clock=clock, held=rule.multiplier), hit))
+            continue
+        width = max(2, len(str(num_layers - 1)))
+        for layer, held in depth_factors(rule, layers).items():
+            part = [parameter for parameter in hit if parameter.role.layer == layer]
+            ruled.append((f"{name}.layer{layer:0{width}}", Timing(rule=rule, clock=clock, held=held), part))
     rest = [parameter for parameter in parameters if parameter.name not in claimed]
-    base = [_group("decay" if decay else "no_decay", decay, rest) for decay in (True, False)]
-    return tuple(group for group in (*base, *ruled) if group.parameters)
+    groups = _split("decay", "no_decay", UNRULED, rest, owners)
+    for name, multiplier, members in ruled:
+        groups += _split(name, f"{name}.no_decay", multiplier, members, owners)
+    return tuple(groups)
+
+
+def _split(
+    decayed: str,
+    undecayed: str,
+    multiplier: Multiplier,
+    members: Sequence[ParameterInfo],
+    owners: Sequence[OptimizerOwner],
+) -> list[ParameterGroup]:
+    """The groups of parameters under one multiplier, by optimizer and decay; none that would be empty."""
+    parts: dict[tuple[str, bool], list[ParameterInfo]] = {
+        (optimizer, decay): [] for optimizer in (ADAMW, *(owner.name for owner in owners)) for decay in (True, False)
+    }
+    for parameter in members:
+        owner = next((owner.name for owner in owners if owner.owns(parameter)), ADAMW)
+        parts[owner, parameter.role.decay].append(parameter)
+    return [
+        ParameterGroup(
+            name=(decayed if decay else undecayed) + ("" if optimizer == ADAMW else f".{optimizer}"),
+            optimizer=optimizer,
+            decay=decay,
+            parameters=tuple(parameter.name for parameter in part),
+            numel=sum(parameter.numel for parameter in part),
+            multiplier=multiplier,
+        )
+        for (optimizer, decay), part in parts.items()
+        if part
+    ]
 
 
 def groups_missing_on(groups: Sequence[ParameterGroup], local_names: Collection[str]) -> list[str]:
@@ -84,7 +131,7 @@ def groups_missing_on(groups: Sequence[ParameterGroup], local_names: Collection[
 
 def describe_groups(groups: Sequence[ParameterGroup]) -> list[str]:
     """A line for each group that differs where anything in it does, for comparing the plans of ranks."""
-    # The digest covers the parameters and the rule, which would make unreadable lines.
+    # The digest covers the parameters and the multiplier, which would make unreadable lines.
     return [
         f"{group.name} ({len(group.parameters)} parameters, {hashlib.sha256(repr(group).encode()).hexdigest()[:8]})"
         for group in groups
@@ -92,42 +139,8 @@ def describe_groups(groups: Sequence[ParameterGroup]) -> list[str]:
 
 
 def _acts_on(rule: TimingRule, layers: Collection[int], parameter: ParameterInfo) -> bool:
-    if parameter.projection not in rule.projections:
-        return False
-    return parameter.projection == "embedding" or parameter.layer in layers
-
-
-def _rule_groups(
-    name: str, rule: TimingRule, layers: Sequence[int], hit: Sequence[ParameterInfo], num_layers: int
-) -> list[ParameterGroup]:
-    """The groups of one rule: one for each held value, split into decay and no decay."""
-    if rule.depth_profile == "uniform":
-        parts = [(name, rule.multiplier, hit)]
-    else:
-        width = max(2, len(str(num_layers - 1)))
-        parts = [
-            (f"{name}.layer{layer:0{width}}", held, [parameter for parameter in hit if parameter.layer == layer])
-            for layer, held in depth_factors(rule, layers).items()
-        ]
-    return [
-        _group(part if decay else f"{part}.no_decay", decay, members, rule, held)
-        for part, held, members in parts
-        for decay in (True, False)
-    ]
-
-
-def _group(
-    name: str, decay: bool, members: Sequence[ParameterInfo], rule: TimingRule | None = None, held: float = 1.0
-) -> ParameterGroup:
-    members = [parameter for parameter in members if parameter.decay == decay]
-    return ParameterGroup(
-        name=name,
-        decay=decay,
-        parameters=tuple(parameter.name for parameter in members),
-        numel=sum(parameter.numel for parameter in members),
-        rule=rule,
-        held=held,
-    )
+    role = parameter.role
+    return role.projection in rule.projections and (role.projection == "embedding" or role.layer in layers)
 
 
 def _no_match(config: Config, index: int, projection: str) -> str:

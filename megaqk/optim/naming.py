@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from megaqk.config.qk_timing import Projection, TimingRule
+from megaqk.config.model import Projection
+from megaqk.config.qk_timing import TimingRule
 
 _PROJECTION_ORDER: tuple[Projection, ...] = (
     "embedding",

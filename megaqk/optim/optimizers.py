@@ -1,14 +1,102 @@
-"""The AdamW implementations, and which of them runs."""
+"""Which optimizer updates which parameters: AdamW and its implementations, and others beside it."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from megaqk.config.optimization import OptimizerConfig
 from megaqk.errors import UserError
+from megaqk.model.parameters import ParameterInfo
 
-OptimizerFactory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
+ADAMW = "adamw"
+"""Name of the owner of what no other optimizer owns."""
+
+STALE_SECONDS = 600.0
+"""No build of a DeepSpeed operator takes that long."""
+
+
+class OptimizerOwner(Protocol):
+    """An optimizer beside AdamW.
+
+    ZeRO cuts the tensors of a group up into flat parts, so unless `parallel.zero_stage` is 0 it must treat each
+    element alike, whatever tensor it is from.
+
+    Attributes:
+        name: Short and unique; ends the names of its groups.
+        settings: What the configuration decides in each of its groups, beside lr and weight decay; written again
+            after a checkpoint has brought back older values.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def owns(self, parameter: ParameterInfo) -> bool:
+        """Whether it updates a parameter, going by its role."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over these groups, which carry their own `lr` and `weight_decay` at each step."""
+
+
+class AdamW:
+    """AdamW in the configured implementation.
+
+    Attributes:
+        description: The implementation, for logs and to compare with a checkpoint's.
+    """
+
+    name = ADAMW
+
+    def __init__(self, config: OptimizerConfig, device: torch.device) -> None:
+        self.description, self._factory = _implementation(config, device)
+        self.settings: Mapping[str, Any] = {"betas": config.betas, "eps": config.eps}
+
+    def owns(self, parameter: ParameterInfo) -> bool:
+        """All that is left."""
+        del parameter
+        return True
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over these groups."""
+        return self._factory(groups)
+
+
+class JointOptimizer(torch.optim.Optimizer):
+    """Several optimizers as one, whose groups and state they share.
+
+    DeepSpeed writes into the groups (it replaces their parameters by flat parts, and under ZeRO-1 and 2 even the list,
+    to step one group at a time), so which groups an optimizer steps is asked anew at each step.
+    """
+
+    def __init__(self, owners: Sequence[OptimizerOwner], groups: Sequence[dict[str, Any]]) -> None:
+        self._parts = {
+            owner.name: owner.build([group for group in groups if group["optimizer"] == owner.name]) for owner in owners
+        }
+        super().__init__(groups, {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Let each optimizer step its groups."""
+        del closure
+        for name, part in self._parts.items():
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group["optimizer"] == name]
+            if part.param_groups:
+                part.step()
+
+
+def build_optimizer(owners: Sequence[OptimizerOwner], groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer of a run.
+
+    Args:
+        owners: All that may own a group, AdamW included.
+        groups: Each with the name of its owner as `optimizer`.
+    """
+    groups = list(groups)
+    used = [owner for owner in owners if any(group["optimizer"] == owner.name for group in groups)]
+    return used[0].build(groups) if len(used) == 1 else JointOptimizer(used, groups)
 
 
 def nvidia_apex_available() -> bool:
@@ -40,12 +128,10 @@ def choose_implementation(config: OptimizerConfig, device: torch.device) -> str:
     return name
 
 
-def optimizer_factory(config: OptimizerConfig, device: torch.device) -> tuple[str, OptimizerFactory]:
-    """The implementation to run and a function that builds it over parameter groups.
-
-    Returns:
-        A description for the log, and the factory. Groups carry their own lr and weight_decay.
-    """
+def _implementation(
+    config: OptimizerConfig, device: torch.device
+) -> tuple[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]]:
+    """A description and a function that builds it over groups."""
     name = choose_implementation(config, device)
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": 0.0}
     if name == "torch":
@@ -53,11 +139,23 @@ def optimizer_factory(config: OptimizerConfig, device: torch.device) -> tuple[st
     if name == "deepspeed_cpu":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return "DeepSpeed CPUAdam", lambda groups: DeepSpeedCPUAdam(list(groups), adamw_mode=True, **common)
+        remove_stale_lock("cpu_adam")
+        return "DeepSpeed CPUAdam", lambda groups: DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
     if name == "deepspeed_fused":
         from deepspeed.ops.adam import FusedAdam
 
-        return "DeepSpeed FusedAdam", lambda groups: FusedAdam(list(groups), adam_w_mode=True, **common)
+        remove_stale_lock("fused_adam")
+        return "DeepSpeed FusedAdam", lambda groups: FusedAdam(groups, adam_w_mode=True, **common)
     from apex.optimizers import FusedAdam as ApexFusedAdam
 
-    return "NVIDIA apex FusedAdam", lambda groups: ApexFusedAdam(list(groups), adam_w_mode=True, **common)
+    return "NVIDIA apex FusedAdam", lambda groups: ApexFusedAdam(groups, adam_w_mode=True, **common)
+
+
+def remove_stale_lock(operator: str) -> None:
+    """Remove the lock that a killed build of a DeepSpeed operator left, for which later ones would wait for ever."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    lock = Path(_get_build_directory(operator, verbose=False)) / "lock"
+    if lock.exists() and time.time() - lock.stat().st_mtime > STALE_SECONDS:
+        logging.getLogger(__name__).warning("removed %s, which a build that died has left", lock)
+        lock.unlink(missing_ok=True)

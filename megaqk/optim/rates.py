@@ -1,12 +1,12 @@
-"""Learning rate and decay of every group at a step, from configuration and step alone, and into the optimizer."""
+"""Learning rate and decay of every group at a moment, from the configuration, and into the optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from megaqk.config.root import Config
 from megaqk.optim.groups import ParameterGroup
+from megaqk.optim.multipliers import Moment
 from megaqk.optim.schedules import lr_factor
-from megaqk.optim.timing import Clock, multiplier
 
 
 class GroupRate(NamedTuple):
@@ -15,7 +15,7 @@ class GroupRate(NamedTuple):
     Attributes:
         name: The group.
         lr: Learning rate, multiplier included.
-        multiplier: Timing multiplier.
+        multiplier: What its multiplier says.
         weight_decay: Factor that AdamW multiplies by `lr` to get the decay of a step.
     """
 
@@ -26,7 +26,7 @@ class GroupRate(NamedTuple):
 
 
 class Rates:
-    """The rates of a run as a function of the step.
+    """The rates of a run.
 
     lr = optimizer.lr x schedule(t) x m(t). AdamW decays by lr x weight_decay; `qk_timing.weight_decay` says whether m
     is in that product (scaled) or taken out of it by dividing the weight decay by m (unscaled).
@@ -36,35 +36,29 @@ class Rates:
         self._optimizer = config.optimizer
         self._schedule = config.schedule
         self._total_steps = config.training.steps
-        self._clock = Clock.of(config.training)
         self._unscaled = config.qk_timing.weight_decay == "unscaled"
         self._groups = tuple(groups)
 
-    def multiplier(self, group: ParameterGroup, step: int, tokens: int | None = None) -> float:
-        """Timing multiplier of a group for the step about to be taken; see `at`."""
-        return 1.0 if group.rule is None else multiplier(group.rule, step, self._clock, group.held, tokens)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        del state
-
-    def at(self, step: int, tokens: int | None = None) -> list[GroupRate]:
-        """The rates of every group, in the order of the plan.
-
-        Args:
-            step: Steps already taken, that is the 0-based number of the step about to be taken.
-            tokens: Tokens already learned from; None where every step had as many as the next. A run whose batch
-                size changed on the way has other counts.
-        """
-        base = self._optimizer.lr * lr_factor(self._schedule, step, self._total_steps)
+    def at(self, moment: Moment) -> list[GroupRate]:
+        """The rates of every group for the step about to be taken, in the order of the plan."""
+        base = self._optimizer.lr * lr_factor(self._schedule, moment.step, self._total_steps)
         rates = []
         for group in self._groups:
-            m = self.multiplier(group, step, tokens)
+            m = group.multiplier.at(moment)
             decay = self._optimizer.weight_decay if group.decay else 0.0
             rates.append(GroupRate(group.name, base * m, m, decay / m if self._unscaled else decay))
         return rates
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint must keep of the multipliers, by group, for JSON; groups without a state are left out."""
+        states = {group.name: group.multiplier.state() for group in self._groups}
+        return {name: state for name, state in states.items() if state}
+
+    def load_state(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Go on from a checkpoint's `state`."""
+        for group in self._groups:
+            if group.name in states:
+                group.multiplier.load_state(states[group.name])
 
 
 def apply_rates(param_groups: Sequence[dict[str, Any]], rates: Sequence[GroupRate]) -> None:

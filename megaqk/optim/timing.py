@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megaqk.config.qk_timing import TimingRule
 from megaqk.config.run import TrainingConfig
+from megaqk.optim.multipliers import Moment, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,38 +52,45 @@ class Clock:
         return step
 
 
-def multiplier(
-    rule: TimingRule, step: int, clock: Clock, held: float | None = None, tokens: int | None = None
-) -> float:
-    """Factor on the learning rate of what a rule acts on.
+@dataclass(frozen=True, kw_only=True)
+class Timing(Stateless):
+    """The multiplier of what a rule acts on.
 
-    With u the progress in the unit of the rule, a the held value, H = hold and E = release_end:
-
-    - u < H: a.
-    - H <= u < E: a + (1 - a) f(x), x = (u - H) / (E - H), with f(x) = x for linear and (1 - cos(pi x)) / 2 for cosine.
-      A step release has E = H and so no such part.
-    - u >= E: exactly 1.
-
-    Args:
+    Attributes:
         rule: The rule.
-        step: Steps already taken, that is the 0-based number of the step about to be taken.
         clock: Units of the run.
-        held: The held value a where a depth profile gives a layer its own; None takes the rule's multiplier.
-        tokens: Tokens already learned from; None for `step` times the clock's tokens a step.
-
-    Returns:
-        The multiplier, in [0, 1].
+        held: Value during the hold: the rule's multiplier, or a layer's own under a depth profile.
     """
-    start = rule.multiplier if held is None else held
-    position = clock.position(rule.unit, step, tokens)
-    if position >= rule.end:
-        return 1.0
-    if position < rule.hold:
-        return start
-    progress = (position - rule.hold) / (rule.end - rule.hold)
-    if rule.release == "cosine":
-        progress = 0.5 * (1.0 - math.cos(math.pi * progress))
-    return min(1.0, start + (1.0 - start) * progress)
+
+    rule: TimingRule
+    clock: Clock
+    held: float
+
+    def at(self, moment: Moment) -> float:
+        """m, in [0, 1].
+
+        With u the progress in the unit of the rule, a the held value, H = hold and E = release_end:
+
+        - u < H: a.
+        - H <= u < E: a + (1 - a) f(x), x = (u - H) / (E - H), with f(x) = x for linear and (1 - cos(pi x)) / 2 for
+          cosine. A step release has E = H and so no such part.
+        - u >= E: exactly 1.
+        """
+        rule = self.rule
+        position = self.clock.position(rule.unit, moment.step, moment.tokens)
+        if position >= rule.end:
+            return 1.0
+        if position < rule.hold:
+            return self.held
+        progress = (position - rule.hold) / (rule.end - rule.hold)
+        if rule.release == "cosine":
+            progress = 0.5 * (1.0 - math.cos(math.pi * progress))
+        return min(1.0, self.held + (1.0 - self.held) * progress)
+
+    def key_steps(self) -> tuple[int, int, int]:
+        """The steps at which the hold ends, the release is half over, and it ends."""
+        hold, end = (self.clock.first_step(self.rule.unit, value) for value in (self.rule.hold, self.rule.end))
+        return hold, (hold + end) // 2, end
 
 
 def depth_factors(rule: TimingRule, layers: Sequence[int]) -> dict[int, float]:

@@ -5,7 +5,7 @@ parameter of its own, and all share one gather of the input and one reduction of
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from megaqk.parallel.collectives import reduce_output, start_gather_sequence, start_reduce_scatter_sequence
 from megaqk.parallel.groups import TensorParallel
-from megaqk.parallel.matmul import input_gradient, linear, uses_onednn, weight_gradient
 from megaqk.parallel.sharding import new_parameter
 
 
@@ -28,7 +27,7 @@ class _ColumnParallel(torch.autograd.Function):
         ctx.tp = tp
         ctx.save_for_backward(x, *weights)
         full = start_gather_sequence(x, tp).wait() if tp.sequence else x
-        return tuple(linear(full, w, b) for w, b in zip(weights, biases, strict=True) if w is not None)
+        return tuple(F.linear(full, w, b) for w, b in zip(weights, biases, strict=True) if w is not None)
 
     @staticmethod
     @once_differentiable
@@ -39,9 +38,9 @@ class _ColumnParallel(torch.autograd.Function):
         gather = start_gather_sequence(x, tp) if tp.sequence else None
         # Not reshape(-1, ...), which cannot infer a size where a rank holds padding rows only and has no columns.
         flat = [grad.flatten(0, -2) for grad in grads]
-        grad_input = input_gradient(flat[0], weights[0])
+        grad_input = flat[0] @ weights[0]
         for grad, weight in zip(flat[1:], weights[1:], strict=True):
-            grad_input = input_gradient(grad, weight, grad_input)
+            grad_input.addmm_(grad, weight)
         grad_input = grad_input.view(*grads[0].shape[:-1], -1)
         # The reduction of the input gradient runs while the weight gradients are computed.
         scatter = start_reduce_scatter_sequence(grad_input, tp) if tp.sequence else None
@@ -52,7 +51,7 @@ class _ColumnParallel(torch.autograd.Function):
         results: list[Tensor | None] = []
         for i, grad in enumerate(flat):
             needs_weight, needs_bias = ctx.needs_input_grad[2 + 2 * i], ctx.needs_input_grad[3 + 2 * i]
-            results.append(weight_gradient(grad, full) if needs_weight else None)
+            results.append(grad.t() @ full if needs_weight else None)
             results.append(grad.sum(0) if needs_bias else None)
         if work is not None:
             work.wait()
@@ -75,10 +74,24 @@ def column_parallel_linear(
     Returns:
         (B, S, out_i / size) for each weight.
     """
-    if tp.size == 1 and not uses_onednn(x):
+    if tp.size == 1:
         return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
     pairs = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     return _ColumnParallel.apply(x, tp, *pairs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Output(NamedTuple):
+    """What a linear layer computes.
+
+    Attributes:
+        width: Output features of the unsharded layer.
+        weight: Role of its weight; see `new_parameter`.
+        bias: Role of its bias.
+    """
+
+    width: int
+    weight: object = None
+    bias: object = None
 
 
 class ColumnParallelLinear(nn.Module):
@@ -86,18 +99,21 @@ class ColumnParallelLinear(nn.Module):
 
     Args:
         in_features: Input width.
-        out_features: Full output width by name; parameters are called `<name>_weight` and `<name>_bias`.
+        outputs: The layers by name; their parameters are called `<name>_weight` and `<name>_bias`.
         bias: Whether the layers have biases.
         tp: The tensor-parallel group.
     """
 
-    def __init__(self, in_features: int, out_features: Mapping[str, int], *, bias: bool, tp: TensorParallel) -> None:
+    def __init__(self, in_features: int, outputs: Mapping[str, Output], *, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
-        self.names = tuple(out_features)
+        self.names = tuple(outputs)
         self.tp = tp
-        for name, width in out_features.items():
-            self.register_parameter(f"{name}_weight", new_parameter((width, in_features), tp, dim=0))
-            self.register_parameter(f"{name}_bias", new_parameter((width,), tp, dim=0) if bias else None)
+        for name, (width, weight_role, bias_role) in outputs.items():
+            weight = new_parameter((width, in_features), tp, role=weight_role, dim=0)
+            self.register_parameter(f"{name}_weight", weight)
+            self.register_parameter(
+                f"{name}_bias", new_parameter((width,), tp, role=bias_role, dim=0) if bias else None
+            )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map (B, S, H) to one (B, S, out / size) for each name, in order."""
@@ -111,22 +127,21 @@ class RowParallelLinear(nn.Module):
 
     Args:
         in_features: Full input width; each rank gets its share.
-        out_features: Output width.
+        output: What it computes.
         bias: Whether to add a bias, once, after the sum.
         tp: The tensor-parallel group.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, tp: TensorParallel) -> None:
+    def __init__(self, in_features: int, output: Output, *, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = new_parameter((out_features, in_features), tp, dim=1)
+        self.weight = new_parameter((output.width, in_features), tp, role=output.weight, dim=1)
         # Under sequence parallelism each rank adds the bias to its own tokens only.
-        self.bias = new_parameter((out_features,), tp, partial_gradient=tp.sequence) if bias else None
+        self.bias = new_parameter((output.width,), tp, role=output.bias, partial_gradient=tp.sequence) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, S, in / size) to (B, S, out), or (B, S / size, out) under sequence parallelism."""
-        alone = TensorParallel()  # the product itself is local: x is already this rank's part
         if self.tp.size == 1:
-            return column_parallel_linear(x, (self.weight,), (self.bias,), alone)[0]
-        y = reduce_output(column_parallel_linear(x, (self.weight,), (None,), alone)[0], self.tp)
+            return F.linear(x, self.weight, self.bias)
+        y = reduce_output(F.linear(x, self.weight), self.tp)
         return y if self.bias is None else y + self.bias

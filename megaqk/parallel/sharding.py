@@ -25,15 +25,29 @@ class Sharding:
 
 
 def new_parameter(
-    shape: tuple[int, ...], tp: TensorParallel, *, dim: int | None = None, partial_gradient: bool = False
+    shape: tuple[int, ...],
+    tp: TensorParallel,
+    *,
+    role: object = None,
+    dim: int | None = None,
+    partial_gradient: bool = False,
 ) -> nn.Parameter:
-    """An uninitialised parameter: this rank's part of a tensor of the given full shape."""
+    """An uninitialised parameter: this rank's part of a tensor of the given full shape.
+
+    Args:
+        shape: Shape of the unsharded tensor.
+        tp: The tensor-parallel group.
+        role: What the parameter is to the model; kept as `parameter.role` and never looked at here.
+        dim: See `Sharding`.
+        partial_gradient: See `Sharding`; a group of one has no parts.
+    """
     local = list(shape)
     if dim is not None:
         local[dim] = tp.share(local[dim])
     parameter = nn.Parameter(torch.empty(local))
     sharding = Sharding(shape=shape, dim=dim, partial_gradient=partial_gradient and tp.size > 1)
     parameter.sharding = sharding  # type: ignore[attr-defined]
+    parameter.role = role  # type: ignore[attr-defined]
     # DeepSpeed reads this when it sums gradient norms: whole tensors count once, parts count on every rank.
     parameter.tensor_model_parallel = dim is not None  # type: ignore[attr-defined]
     return parameter

@@ -29,15 +29,16 @@ class VocabParallelEmbedding(nn.Module):
         tokens: Real tokens, at most `rows`.
         hidden_size: Width of a row.
         tp: The tensor-parallel group.
+        role: Role of the table; see `new_parameter`.
     """
 
-    def __init__(self, rows: int, tokens: int, hidden_size: int, *, tp: TensorParallel) -> None:
+    def __init__(self, rows: int, tokens: int, hidden_size: int, *, tp: TensorParallel, role: object = None) -> None:
         super().__init__()
         self.tp = tp
         self.rows = tp.share(rows)
         self.first = tp.rank * self.rows
         self.local_tokens = min(max(tokens - self.first, 0), self.rows)
-        self.weight = new_parameter((rows, hidden_size), tp, dim=0)
+        self.weight = new_parameter((rows, hidden_size), tp, role=role, dim=0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up (B, S) token ids: (B, S, H), or (B, S / size, H) under sequence parallelism."""
@@ -108,8 +109,3 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, *, first: int, 
         return F.cross_entropy(scores, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none").view_as(labels)
     losses: Tensor = _VocabParallelCrossEntropy.apply(logits, labels, first, tp)  # type: ignore[no-untyped-call]
     return losses.masked_fill(labels == IGNORE_INDEX, 0.0)
-
-
-def mean_loss(losses: Tensor, labels: Tensor) -> Tensor:
-    """Mean of (B, S) losses over the labels that count."""
-    return losses.sum() / (labels != IGNORE_INDEX).sum().clamp(min=1)

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from megaqk.data.dataset import SampleStream
 from megaqk.data.packing import document_layout
-from megaqk.model.stream import Batch
+from megaqk.model.batch import Stream, plain_positions
 from megaqk.parallel.vocabulary import IGNORE_INDEX
 
 
@@ -41,18 +42,19 @@ class RankBatches:
         self._data_size = data_size
         self._separate_at = separate_at
 
-    def read(self, first_sample: int, micro_batches: int) -> Iterator[Batch]:
-        """Yield the micro-batches of this rank's part of one global batch."""
+    def read(self, first_sample: int, micro_batches: int) -> Iterator[tuple[Stream, Tensor]]:
+        """Yield inputs and labels of the micro-batches of this rank's part of one global batch."""
         for index in range(micro_batches):
             start = first_sample + (index * self._data_size + self._data_rank) * self._micro_batch
             yield self._split(self._stream.read(np.arange(start, start + self._micro_batch)))
 
-    def _split(self, samples: npt.NDArray[np.int64]) -> Batch:
-        """Samples (micro_batch, S + 1) as inputs and labels."""
+    def _split(self, samples: npt.NDArray[np.int64]) -> tuple[Stream, Tensor]:
+        """Samples (micro_batch, S + 1) as token ids with their positions, and labels."""
         inputs = np.ascontiguousarray(samples[:, :-1])
         labels = np.ascontiguousarray(samples[:, 1:])
         if self._separate_at is None:
-            return torch.from_numpy(inputs), torch.from_numpy(labels)
+            tokens = torch.from_numpy(inputs)
+            return (tokens, plain_positions(tokens)), torch.from_numpy(labels)
         layout = document_layout(inputs, self._separate_at)
         # Not in place: inputs and labels may be views of the same samples.
         labels = np.where(layout.loss_mask, labels, IGNORE_INDEX)

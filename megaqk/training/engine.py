@@ -1,6 +1,7 @@
 """One interface over DeepSpeed's plain and pipeline engines."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.root import Config
+from megaqk.model.batch import Batch, Stream
 from megaqk.model.context import model_context
-from megaqk.model.decoder import Decoder
+from megaqk.model.decoder import Decoder, parameter_inventory
 from megaqk.model.init import initialize
-from megaqk.model.inventory import parameter_inventory
-from megaqk.model.stream import Batch, Labels, Stream
 from megaqk.model.vocabulary import Vocabulary
 from megaqk.optim.groups import describe_groups, plan_groups
-from megaqk.optim.optimizers import optimizer_factory
+from megaqk.optim.multipliers import Moment
+from megaqk.optim.optimizers import AdamW, OptimizerOwner, build_optimizer
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
 from megaqk.parallel.rng import DropoutRng
 from megaqk.parallel.vocabulary import IGNORE_INDEX
@@ -30,18 +31,10 @@ from megaqk.training.progress import Progress
 from megaqk.training.zero3 import gathered_parameter, zero3_init
 
 
-def to_device(part: Stream | Labels, device: torch.device) -> Stream | Labels:
+def to_device(part: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """A part of a micro-batch on a device, without waiting for the copy."""
-    if isinstance(part, tuple):
-        first, second = part
-        return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
-    return part.to(device, non_blocking=True)
-
-
-def count_scored(labels: Labels) -> int:
-    """Labels that count; read on the host, where batches come from."""
-    target = labels[0] if isinstance(labels, tuple) else labels
-    return int((target != IGNORE_INDEX).sum())
+    first, second = part
+    return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
 
 
 class TrainingEngine:
@@ -51,30 +44,35 @@ class TrainingEngine:
         config: The run.
         world: The processes, connected.
         vocabulary: Size of the vocabulary.
+        owners: Optimizers beside AdamW; see `plan_groups`.
 
     Attributes:
         inventory: Every parameter of the whole model.
         groups: The plan of optimizer groups.
         rates: Their rates as a function of the run's progress.
         parameters: This rank's parameters by global name.
-        implementation: The optimizer in words.
+        implementation: The optimizers in words.
         engine: DeepSpeed's engine.
     """
 
-    def __init__(self, config: Config, world: World, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, config: Config, world: World, vocabulary: Vocabulary, owners: Sequence[OptimizerOwner] = ()
+    ) -> None:
         self.config = config
         self.world = world
         self.vocabulary = vocabulary
-        self.rng = DropoutRng(
-            seed=config.training.seed, data_rank=world.coordinate.data, tensor_rank=world.coordinate.tensor
+        self.rng = DropoutRng(seed=config.training.seed, tensor_rank=world.coordinate.tensor)
+        self.context = context = model_context(
+            config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=world.tp, rng=self.rng
         )
-        context = model_context(config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=world.tp, rng=self.rng)
         self.inventory = parameter_inventory(config, rows=vocabulary.rows)
-        self.groups = plan_groups(config, self.inventory)
+        adamw = AdamW(config.optimizer, world.device)
+        self.owners = {owner.name: owner for owner in (adamw, *owners)}
+        self.groups = plan_groups(config, self.inventory, owners)
         self.rates = Rates(config, self.groups)
         # Ranks with different groups would hang, or train at each other's rates.
         world.require_same(describe_groups(self.groups), "parameter groups")
-        self.implementation, factory = optimizer_factory(config.optimizer, world.device)
+        self.implementation = " + ".join((adamw.description, *(owner.name for owner in owners)))
         self.staged = world.pipeline > 1
         self.module: StagedDecoder | Decoder
         settings = deepspeed_config(config, world, cuda=world.device.type == "cuda")
@@ -91,7 +89,7 @@ class TrainingEngine:
             self.engine = (StagedEngine if self.staged else PlainEngine)(
                 args=None,
                 model=self.module,
-                optimizer=factory,
+                optimizer=partial(build_optimizer, tuple(self.owners.values())),
                 model_parameters=local_groups(self.groups, self.parameters, self.module, world.tp),
                 mpu=world.grid,
                 config=settings,
@@ -100,46 +98,55 @@ class TrainingEngine:
         self.engine.attach(world.tp)
         self._loss = torch.zeros((), device=world.device)
 
-    def train_step(self, batches: Iterator[Batch], progress: Progress) -> list[GroupRate]:
+    def train_step(
+        self, batches: Iterator[tuple[Stream, Tensor]], progress: Progress, signals: Mapping[str, float] | None = None
+    ) -> list[GroupRate]:
         """One optimizer step.
 
         Args:
-            batches: This rank's micro-batches; consumed on the first and last pipeline stage only.
+            batches: This rank's micro-batches, inputs and labels; consumed on the first and last pipeline stage only.
             progress: Where the run is before this step.
+            signals: Measured values for the multipliers, the same on every rank.
 
         Returns:
             The learning rates that the step was taken with.
         """
-        self.rng.set_step(progress.step)
-        rates = self.rates.at(progress.step, progress.tokens)
+        self.rng.begin_step(
+            progress.samples,
+            micro_batch_size=self.config.training.micro_batch_size,
+            data_rank=self.world.coordinate.data,
+            data_size=self.world.data,
+        )
+        rates = self.rates.at(Moment(progress.step, progress.tokens, signals or {}))
         # Found by name and written anew at each step: DeepSpeed and its checkpoints replace the group dicts.
         apply_rates(self.engine.optimizer.param_groups, rates)
-        batches = self._weighted(batches, self.world.micro_batches)
+        weighted = self._weighted(batches, self.world.micro_batches)
         if self.staged:
-            self._loss = self.engine.train_batch(batches)
+            self._loss = self.engine.train_batch(weighted)
             return rates
         self.engine.train()
         total = torch.zeros((), device=self.world.device)
         for _ in range(self.world.micro_batches):
-            loss = self._forward(next(batches))
+            loss = self._forward(next(weighted))
             self.engine.backward(loss)
             self.engine.step()
             total += loss.detach()
         self._loss = total / self.world.micro_batches
         return rates
 
-    def _weighted(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-        """Micro-batches whose labels weigh alike over the whole global batch, where some labels do not count."""
-        if not self.config.data.separate_documents or self.world.coordinate.pipeline not in (
-            0,
-            self.world.pipeline - 1,
-        ):
-            return batches
+    def _weighted(self, batches: Iterator[tuple[Stream, Tensor]], count: int) -> Iterator[Batch]:
+        """Micro-batches whose labels weigh alike over the whole global batch."""
+        world = self.world
+        if not self.config.data.separate_documents:
+            # Every label counts: those of a micro-batch are a known part of all.
+            return ((inputs, (labels, torch.tensor(1 / labels.numel()))) for inputs, labels in batches)
+        if world.coordinate.pipeline not in (0, world.pipeline - 1):
+            return iter(())  # the pipeline stages between read none
         held = list(islice(batches, count))
-        scored = torch.tensor(sum(count_scored(labels) for _, labels in held), device=self.world.device)
-        dist.all_reduce(scored, group=self.world.data_group)
-        weight = count * self.world.data / scored.clamp(min=1)
-        return iter([(inputs, (labels, weight)) for inputs, labels in held if isinstance(labels, Tensor)])
+        scored = torch.tensor(sum(int((labels != IGNORE_INDEX).sum()) for _, labels in held), device=world.device)
+        dist.all_reduce(scored, group=world.data_group)
+        weight = count * world.data / scored.clamp(min=1)
+        return iter([(inputs, (labels, weight)) for inputs, labels in held])
 
     def _forward(self, batch: Batch) -> Tensor:
         inputs, labels = (to_device(part, self.world.device) for part in batch)
@@ -157,7 +164,7 @@ class TrainingEngine:
         return total / self.world.data
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], count: int) -> Tensor:
+    def evaluate(self, batches: Iterable[tuple[Stream, Tensor]], count: int) -> Tensor:
         """Mean loss over `count` micro-batches of every data-parallel rank, without dropout."""
         weighted = self._weighted(iter(batches), count)
         if self.staged:
@@ -172,7 +179,7 @@ class TrainingEngine:
         """Undo what a checkpoint brought back but the configuration decides; lr and decay are set at each step."""
         optimizer = self.engine.optimizer
         for group in optimizer.param_groups:
-            group.update(betas=self.config.optimizer.betas, eps=self.config.optimizer.eps)
+            group.update(self.owners[group["optimizer"]].settings)
         if hasattr(optimizer, "clip_grad"):
             optimizer.clip_grad = self.config.optimizer.grad_clip
 

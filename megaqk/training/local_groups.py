@@ -41,5 +41,5 @@ def local_groups(
     for group in groups:
         members = [parameters[name] for name in group.parameters if name in parameters]
         members = members or [placeholders[group.name.replace(".", "_")]]
-        local.append({"name": group.name, "params": members, "weight_decay": 0.0})
+        local.append({"name": group.name, "optimizer": group.optimizer, "params": members, "weight_decay": 0.0})
     return local

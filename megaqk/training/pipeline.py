@@ -1,6 +1,6 @@
-"""The decoder as DeepSpeed's pipeline module: one stage of it on each process."""
+"""The decoder as DeepSpeed's pipeline module: one pipeline stage of it on each process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,21 +11,8 @@ from deepspeed.runtime.pipe import module as deepspeed_module
 from torch import nn
 
 from megaqk.model.context import ModelContext
-from megaqk.model.decoder import LayerSpec, decoder_loss, layer_specs
+from megaqk.model.decoder import LayerSpec, decoder_loss, layer_specs, stage_bounds
 from megaqk.parallel.world import World
-
-
-def stage_bounds(layers_per_stage: Sequence[tuple[int, int]], num_specs: int) -> list[int]:
-    """First spec of each stage and the end, from the blocks of each stage.
-
-    The first stage also holds what precedes the blocks (embedding and positions), the last what follows them.
-
-    Args:
-        layers_per_stage: (first, end) block of each stage.
-        num_specs: Length of the list of specs.
-    """
-    before = 2  # specs ahead of block 0: `embedding` and `embedding_output`
-    return [0, *(before + end for _, end in layers_per_stage[:-1]), num_specs]
 
 
 @contextmanager
@@ -55,9 +42,8 @@ class StagedDecoder(PipelineModule):  # type: ignore[misc]
 
     def __init__(self, context: ModelContext, world: World) -> None:
         specs = layer_specs(context)
-        bounds = stage_bounds(world.layers_per_stage, len(specs))
         # Read by _partition_layers while the base class is being constructed; nn.Module is not ready for more.
-        self.__dict__["_bounds"] = bounds
+        self.__dict__["_bounds"] = stage_bounds(world.layers_per_stage)
         with _grid_of(world):
             super().__init__(
                 [_to_deepspeed(spec) for spec in specs], topology=world.grid.topology(), loss_fn=decoder_loss(context)
@@ -65,6 +51,7 @@ class StagedDecoder(PipelineModule):  # type: ignore[misc]
         self.specs = specs
 
     def _partition_layers(self, method: str = "uniform") -> None:
+        # DeepSpeed balances by parameter counts or by class names; the blocks of each stage are the user's to say.
         del method
         self.parts = self.__dict__["_bounds"]
         stage = self._topo.get_coord(self.global_rank).pipe
@@ -76,7 +63,7 @@ class StagedDecoder(PipelineModule):  # type: ignore[misc]
         super()._synchronize_tied_weights()
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
-        """This stage's parameters by global name, in the order of the layers; a tied module once."""
+        """This pipeline stage's parameters by global name, in the order of the layers; a tied module once."""
         named: dict[str, nn.Parameter] = {}
         for index in range(self._local_start, self._local_stop):
             spec = self.specs[index]

@@ -5,7 +5,7 @@ torch.optim.AdamW, rates written out by hand.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from megaqk.config.root import Config
+from megaqk.model.batch import Batch, Stream, plain_positions
 from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.model.vocabulary import Vocabulary
+from megaqk.optim.optimizers import OptimizerOwner
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import Launch, read_launch
+from tests.distributed.heavy_ball import FRICTION, SCALE
 
 STEPS = 10
 WARMUP = 2
@@ -151,7 +154,13 @@ def plain_decoder(model: dict[str, Any], *, tokens: int = TOKENS) -> Decoder:
 
 
 def plain_run(
-    model: dict[str, Any], *, tokens: int = TOKENS, changes: dict[str, Any] | None = None, at: int = STEPS
+    model: dict[str, Any],
+    *,
+    tokens: int = TOKENS,
+    changes: dict[str, Any] | None = None,
+    at: int = STEPS,
+    heavy: Callable[[str], bool] = lambda name: False,
+    forget_at: int | None = None,
 ) -> Trace:
     """Ten steps of the textbook loop in this process.
 
@@ -160,11 +169,15 @@ def plain_run(
         tokens: Ids that occur.
         changes: Values of `OPTIMIZER` that hold from step `at` on: betas, eps, grad_clip.
         at: Steps taken before them.
+        heavy: Names of the parameters that a heavy ball moves instead of AdamW.
+        forget_at: Steps taken before the ball loses its velocity.
     """
     late = {**OPTIMIZER, **(changes or {})}
     decoder = plain_decoder(model, tokens=tokens)
     parameters = decoder.global_parameters()
     groups = [{"params": [p], "name": n, "weight_decay": DECAY if p.dim() > 1 else 0.0} for n, p in parameters.items()]
+    groups = [group for group in groups if not heavy(str(group["name"]))]
+    velocity = {name: torch.zeros_like(p) for name, p in parameters.items() if heavy(name)}
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, foreach=False)
     losses, norms = [], []
     for step, samples in enumerate(batches(tokens)):
@@ -172,12 +185,18 @@ def plain_run(
         for group in optimizer.param_groups:
             group.update(betas=now["betas"], eps=now["eps"])
             group["lr"] = learning_rate(step) * (held(step) if is_upper_qk(group["name"]) else 1.0)
-        loss = decoder(samples[:, :-1], samples[:, 1:])
-        optimizer.zero_grad()
+        loss = decoder(*whole_batch(samples))
+        decoder.zero_grad()
         loss.backward()
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), now["grad_clip"]).item())
         optimizer.step()
+        for name in velocity:
+            past = 0.0 if step == forget_at else FRICTION
+            gradient = parameters[name].grad
+            assert gradient is not None
+            velocity[name] = past * velocity[name] + gradient
+            parameters[name].data -= SCALE * learning_rate(step) * velocity[name]
     return Trace(losses, norms, {name: p.detach().clone() for name, p in parameters.items()})
 
 
@@ -190,14 +209,14 @@ def engine_runs(cases: list[dict[str, Any]]) -> list[Trace | None]:
     return traces
 
 
-def start_engine(case: dict[str, Any], tokens: int = TOKENS) -> Any:
+def start_engine(case: dict[str, Any], tokens: int = TOKENS, owners: Sequence[OptimizerOwner] = ()) -> Any:
     """The engine of a case on this rank, its world connected."""
     config = Config.model_validate(case)
     world = World(config, read_launch()).connect()
     # Importing DeepSpeed looks for a device, which `connect` settles first.
     from megaqk.training.engine import TrainingEngine
 
-    return TrainingEngine(config, world, Vocabulary(tokens=tokens, rows=ROWS))
+    return TrainingEngine(config, world, Vocabulary(tokens=tokens, rows=ROWS), owners)
 
 
 def at_step(step: int) -> Any:
@@ -207,9 +226,15 @@ def at_step(step: int) -> Any:
     return Progress(step=step, samples=step * BATCH, tokens=step * BATCH * LENGTH)
 
 
-def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, history: bool = False) -> Trace | None:
+def engine_run(
+    case: dict[str, Any],
+    tokens: int = TOKENS,
+    steps: int = STEPS,
+    history: bool = False,
+    owners: Sequence[OptimizerOwner] = (),
+) -> Trace | None:
     """Steps of the training engine, on one rank of a case; the trace on rank 0."""
-    engine = start_engine(case, tokens)
+    engine = start_engine(case, tokens, owners)
     from tests.distributed.gathering import gather_parameters
 
     losses, norms, weights = [], [], []
@@ -227,10 +252,17 @@ def engine_run(case: dict[str, Any], tokens: int = TOKENS, steps: int = STEPS, h
     return Trace(losses, norms, last, [w for w in weights if w is not None] if history else [])
 
 
-def micro_batches(engine: Any, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def whole_batch(samples: Tensor) -> Batch:
+    """Samples (B, S + 1) as a batch whose loss is the mean over its labels."""
+    tokens, labels = samples[:, :-1], samples[:, 1:]
+    return (tokens, plain_positions(tokens)), (labels, torch.tensor(1 / labels.numel()))
+
+
+def micro_batches(engine: Any, samples: Tensor) -> Iterator[tuple[Stream, Tensor]]:
     """This rank's part of a global batch, as the trainer hands it out."""
     size = engine.config.training.micro_batch_size
     for index in range(engine.world.micro_batches):
         first = (index * engine.world.data + engine.world.coordinate.data) * size
         part = samples[first : first + size]
-        yield part[:, :-1].contiguous(), part[:, 1:].contiguous()
+        tokens = part[:, :-1].contiguous()
+        yield (tokens, plain_positions(tokens)), part[:, 1:].contiguous()

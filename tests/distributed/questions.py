@@ -1,16 +1,20 @@
 """What tests ask of a training engine beyond its trace: what it resumes with, reads, and holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from megaqk.model.batch import Stream
+from megaqk.optim.optimizers import OptimizerOwner
 from megaqk.training.checkpoint_store import CheckpointStore
 from tests.distributed.driver import LENGTH, STEPS, Trace, at_step, batches, micro_batches, start_engine
 
 
-def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any], at: int) -> Trace | None:
+def changed_on_the_way(
+    folder: str, before: dict[str, Any], after: dict[str, Any], at: int, owners: Sequence[OptimizerOwner] = ()
+) -> Trace | None:
     """`engine_run` of one case for `at` steps, and of another from the checkpoint of the first to the end."""
     store = CheckpointStore(Path(folder), keep=1)
     data: dict[str, Any] = {"sequence_length": LENGTH, "seed": 0, "separate_documents": False, "tokenizer": ""}
@@ -18,7 +22,7 @@ def changed_on_the_way(folder: str, before: dict[str, Any], after: dict[str, Any
     losses: list[float] = []
     norms: list[float] = []
     for case, steps in ((before, range(at)), (after, range(at, STEPS))):
-        engine = start_engine(case)
+        engine = start_engine(case, owners=owners)
         from megaqk.training import checkpoints
         from tests.distributed.gathering import gather_parameters
 
@@ -40,7 +44,7 @@ def batches_read(case: dict[str, Any]) -> tuple[int, int]:
     engine = start_engine(case)
     taken = 0
 
-    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+    def counted() -> Iterator[tuple[Stream, Tensor]]:
         nonlocal taken
         for batch in micro_batches(engine, batches()[0]):
             taken += 1

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tests.distributed import driver
 from tests.harness import run_distributed
@@ -14,15 +13,18 @@ from tests.harness import run_distributed
 def masks_and_replicas(case: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """A replicated and a sharded mask of this rank, and its replicated parameters after three steps."""
     engine = driver.start_engine(case)
+    from megaqk.parallel.rng import dropout
     from megaqk.parallel.sharding import sharding_of
 
     for step in range(3):
         engine.train_step(driver.micro_batches(engine, driver.batches()[step]), driver.at_step(step))
-    engine.rng.set_step(9)
-    call, masks = engine.rng.next_call("layers.0"), []
-    for sharded in (False, True):
-        with engine.rng.scope(call, "site", torch.device("cpu"), sharded=sharded):
-            masks.append(F.dropout(torch.ones(32, 32), 0.5))
+    world = engine.world
+    engine.rng.begin_step(9, micro_batch_size=1, data_rank=world.coordinate.data, data_size=world.data)
+    first = engine.rng.next_call("layers.0")
+    masks = [
+        dropout(torch.ones(1, 32, 32), 0.5, engine.rng.seeds(first, 1, "site", sharded=sharded))
+        for sharded in (False, True)
+    ]
     replicas = {n: p.detach().clone() for n, p in engine.parameters.items() if sharding_of(p).dim is None}
     return masks[0], masks[1], replicas
 

@@ -1,6 +1,6 @@
 from megaqk.config.loading import build_config
 from megaqk.errors import UserError
-from megaqk.model.inventory import parameter_inventory
+from megaqk.model.decoder import parameter_inventory
 from megaqk.optim.groups import describe_groups, plan_groups
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import read_launch

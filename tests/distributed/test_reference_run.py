@@ -69,18 +69,18 @@ def test_samples_losses_and_validation_are_those_of_a_plain_loop(
             for index in place.tolist():
                 positions[row, index] = index - start
                 start = index + 1 if end[index] else start
-        logits = decoder.logits((inputs, positions) if separate else inputs)
+        logits = decoder.logits((inputs, positions if separate else place.repeat(len(inputs), 1)))
         scored = ~ends if separate else torch.ones_like(ends)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         return (losses * scored.flatten()).sum(), int(scored.sum())
 
     def samples(stream: Any, first: int, count: int) -> list[Any]:
-        """In micro-batches of 2, whose number names the dropout masks."""
+        """In micro-batches of 2; each sample's number in the run names its dropout masks."""
         return [stream.read(np.arange(start, start + 2)) for start in range(first, first + count, 2)]
 
     expected = []
     for step in range(STEPS):
-        context.rng.set_step(step)
+        context.rng.begin_step(step * BATCH, micro_batch_size=2)
         decoder.train()
         parts = [total_loss(part) for part in samples(splits.train, step * BATCH, BATCH)]
         loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
@@ -125,8 +125,8 @@ def run_on_a_slow_clock(argv: list[str]) -> int:
 def test_speed_counts_training_alone_and_utilisation_is_of_all_ranks(
     tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
+    from megaqk.model.decoder import parameter_inventory
     from megaqk.model.flops import flops_per_token
-    from megaqk.model.inventory import parameter_inventory
 
     path = write_config(
         tmp_path,

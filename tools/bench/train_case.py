@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -42,10 +41,11 @@ def median_seconds(step: Callable[[int], Any], steps: int) -> float:
 
 
 def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, float]:
-    from megaqk.config.checks import check_world
     from megaqk.config.loading import build_config
-    from megaqk.runtime.device import start_process_group
-    from megaqk.training.engine import TrainingEngine, Vocabulary
+    from megaqk.model.batch import plain_positions
+    from megaqk.model.vocabulary import Vocabulary
+    from megaqk.parallel.world import World
+    from megaqk.runtime.launch import read_launch
 
     config = build_config(
         {
@@ -60,14 +60,17 @@ def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, f
             },
         }
     )
-    layout = check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
-    process = start_process_group()
+    world = World(config, read_launch()).connect()
+    # Importing DeepSpeed looks for a device, which `connect` has settled.
+    from megaqk.training.engine import TrainingEngine
+    from megaqk.training.progress import Progress
+
     vocabulary = Vocabulary(tokens=SHAPE["vocab_size"], rows=SHAPE["vocab_size"])
-    engine = TrainingEngine(config, layout, vocabulary, process)
-    batches = micro_batches(layout.micro_batches)
+    engine = TrainingEngine(config, world, vocabulary)
+    batches = [((tokens, plain_positions(tokens)), labels) for tokens, labels in micro_batches(world.micro_batches)]
 
     def step(index: int) -> None:
-        engine.train_step(iter(batches), index)
+        engine.train_step(iter(batches), Progress(step=index))
         engine.loss()
 
     seconds = median_seconds(step, steps)
@@ -80,13 +83,14 @@ def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, f
 
 def recording_seconds(engine: Any) -> float:
     """What the multiplier and a metrics record add to a step, if every step were logged."""
+    from megaqk.optim.multipliers import Moment
     from megaqk.optim.rates import apply_rates
     from megaqk.training.metrics import MetricsWriter
 
     with tempfile.TemporaryDirectory() as folder, MetricsWriter(Path(folder)) as writer:
 
         def record(index: int) -> None:
-            rates = engine.rates.at(index)
+            rates = engine.rates.at(Moment(index))
             apply_rates(engine.engine.optimizer.param_groups, rates)
             lr = {f"lr/{rate.name}": rate.lr for rate in rates}
             multiplier = {f"multiplier/{rate.name}": rate.multiplier for rate in rates}

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from megaqk.config.checks import check_world
 from megaqk.config.loading import load_config
 from megaqk.config.reference import reference_markdown
 from megaqk.config.root import Config
+from megaqk.parallel.world import World
+from megaqk.runtime.launch import Launch
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -26,7 +27,7 @@ def test_the_reference_beside_the_configurations_is_up_to_date() -> None:
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     config = load_config(path)
     parallel = config.parallel
-    assert check_world(config, parallel.tensor * parallel.pipeline).data == 1
+    assert World(config, Launch(world_size=parallel.tensor * parallel.pipeline)).data == 1
 
 
 def test_the_pair_differs_in_its_blocks_only() -> None:

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from megaqk.config.model import ModelConfig
+from megaqk.model.batch import Batch, plain_positions
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
@@ -91,6 +92,11 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
     assert error < TOLERANCE, f"{what}: relative error {error:.2e}"
 
 
+def batch(tokens: torch.Tensor, labels: torch.Tensor) -> Batch:
+    """Whose loss is the mean over the labels."""
+    return (tokens, plain_positions(tokens)), (labels, torch.tensor(1 / labels.numel()))
+
+
 def compare(
     ours: Decoder, theirs: torch.nn.Module, weights: Callable[..., dict[str, torch.Tensor]], *, tied: bool
 ) -> None:
@@ -102,8 +108,8 @@ def compare(
     assert all(name == "lm_head.weight" for name in missing)
     tokens = torch.randint(VOCAB, (2, LENGTH + 1), generator=torch.Generator().manual_seed(1))
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
-    assert_close(ours.logits(inputs), theirs(inputs).logits, "logits")
-    loss = ours(inputs, labels)
+    assert_close(ours.logits((inputs, plain_positions(inputs))), theirs(inputs).logits, "logits")
+    loss = ours(*batch(inputs, labels))
     loss.backward()
     # transformers shifts labels itself: give it the same text once more and compare the loss on one token fewer.
     their_logits = theirs(inputs).logits
@@ -111,7 +117,7 @@ def compare(
     their_loss.backward()
     assert_close(loss, their_loss, "loss")
     shifted = theirs(tokens[:, :-1], labels=tokens[:, :-1]).loss
-    assert_close(ours(inputs[:, :-1], inputs[:, 1:]), shifted, "loss as transformers computes it")
+    assert_close(ours(*batch(inputs[:, :-1], inputs[:, 1:])), shifted, "loss as transformers computes it")
     grads = {name: parameter.grad for name, parameter in theirs.named_parameters(remove_duplicate=False)}
     for name, expected in weights({n: p.grad for n, p in parameters.items()}, tied=tied).items():
         assert_close(expected, grads[name], f"gradient of {name}")

@@ -26,7 +26,7 @@ FORMULAS: dict[str, Callable[[float], float]] = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_and_gates(name: str) -> None:
     model = ModelConfig.model_validate({"hidden_size": 1, "num_heads": 1, "bias": False, "feed_forward": name})
-    ffn = FeedForward(ModelContext(model=model, rows=2, tokens=2, max_positions=2))
+    ffn = FeedForward(ModelContext(model=model, rows=2, tokens=2, max_positions=2), index=0)
     gate, up, down = 1.5, -0.7, 0.3  # of every unit of the hidden layer
     with torch.no_grad():
         for key, parameter in ffn.named_parameters():

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from megaqk.config.loading import build_config
+from megaqk.model.decoder import parameter_inventory
 from megaqk.model.flops import flops_per_token, matmul_parameters
-from megaqk.model.inventory import parameter_inventory
 
 ROWS, LENGTH = 16, 4
 # Per block: four of 8 x 8; then two matrices 8 x 32, or three 8 x 24 (two thirds, to a multiple of 8).
@@ -27,7 +27,7 @@ HEAD = ROWS * 8
 def test_flops_of_a_token(model: dict[str, Any], multiplied: int) -> None:
     config = build_config({"model": {"num_layers": 2, "hidden_size": 8, "num_heads": 2, **model}})
     inventory = parameter_inventory(config, rows=ROWS)
-    assert matmul_parameters(config.model, inventory) == multiplied
+    assert matmul_parameters(inventory) == multiplied
     # Two products of 4 x 4 positions for each of 2 heads of 4, in 2 layers; forward once, backward twice.
     attention = 2 * (2 * 2 * 4 * LENGTH) * 2 * 3
     assert flops_per_token(config.model, inventory, LENGTH) == 6 * multiplied + attention

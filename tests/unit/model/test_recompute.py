@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megaqk.config.model import ModelConfig
+from megaqk.model.batch import plain_positions
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
@@ -21,7 +22,11 @@ def gradients(recompute: str, **model: Any) -> dict[str, Tensor]:
     decoder = Decoder(context)
     initialize(decoder.global_parameters(), context, seed=5)
     samples = torch.randint(VOCAB, (2, 3, LENGTH + 1), generator=torch.Generator().manual_seed(0))
-    losses = [decoder(sample[:, :-1], sample[:, 1:]) for sample in samples]
+    context.rng.begin_step(0, micro_batch_size=3)
+    losses = []
+    for sample in samples:
+        tokens, weight = sample[:, :-1], torch.tensor(1 / (3 * LENGTH))
+        losses.append(decoder((tokens, plain_positions(tokens)), (sample[:, 1:], weight)))
     for loss in losses:
         loss.backward()
     return {name: p.grad for name, p in decoder.global_parameters().items() if p.grad is not None}

@@ -5,9 +5,10 @@ import pytest
 
 from megaqk.config.loading import build_config
 from megaqk.errors import UserError
-from megaqk.model.inventory import parameter_inventory
+from megaqk.model.decoder import parameter_inventory
 from megaqk.model.parameters import ParameterInfo
 from megaqk.optim.groups import ParameterGroup, groups_missing_on, plan_groups
+from megaqk.optim.multipliers import Constant, Moment
 
 
 def plan(timing: dict[str, Any], **model: Any) -> tuple[tuple[ParameterGroup, ...], tuple[ParameterInfo, ...]]:
@@ -23,9 +24,9 @@ def names(timing: dict[str, Any], **model: Any) -> list[str]:
 
 def test_switched_off_there_are_only_decay_and_no_decay() -> None:
     groups, parameters = plan({"multiplier": 0.5})
-    assert [(group.name, group.decay, group.rule) for group in groups] == [
-        ("decay", True, None),
-        ("no_decay", False, None),
+    assert [(group.name, group.decay, group.multiplier) for group in groups] == [
+        ("decay", True, Constant(1.0)),
+        ("no_decay", False, Constant(1.0)),
     ]
     assert sum(group.numel for group in groups) == sum(parameter.numel for parameter in parameters)
     assert all("norm" in name or "bias" in name for name in groups[1].parameters)
@@ -38,7 +39,7 @@ def test_the_intervention_of_the_paper() -> None:
     assert upper.parameters == tuple(
         f"layers.{layer}.attention.qkv.{projection}_weight" for layer in (2, 3) for projection in ("query", "key")
     )
-    assert upper.held == 0.2
+    assert upper.multiplier.at(Moment(0)) == 0.2
     assert upper.numel == 4 * 16 * 16
     assert not groups[3].decay
     assert groups[3].parameters[0] == "layers.2.attention.qkv.query_bias"
@@ -50,7 +51,7 @@ def test_without_biases_there_is_no_second_group() -> None:
 
 def test_a_depth_profile_gives_each_layer_a_group() -> None:
     groups, _ = plan({"enabled": True, "depth_profile": "linear", "multiplier": 0.2}, preset="llama")
-    assert [(group.name, group.held) for group in groups[2:]] == [
+    assert [(group.name, group.multiplier.at(Moment(0))) for group in groups[2:]] == [
         ("upper_qk.layer02", pytest.approx(0.6)),
         ("upper_qk.layer03", 0.2),
     ]
@@ -130,8 +131,8 @@ def test_a_projection_that_the_model_lacks_is_refused(timing: dict[str, Any], li
 
 def test_groups_missing_on_a_stage() -> None:
     groups, parameters = plan({"enabled": True})
-    stage0 = [parameter.name for parameter in parameters if parameter.layer in (None, 0, 1)]
-    stage1 = [parameter.name for parameter in parameters if parameter.layer in (2, 3)]
+    stage0 = [parameter.name for parameter in parameters if parameter.role.layer in (None, 0, 1)]
+    stage1 = [parameter.name for parameter in parameters if parameter.role.layer in (2, 3)]
     assert groups_missing_on(groups, stage0) == ["upper_qk", "upper_qk.no_decay"]
     assert groups_missing_on(groups, stage1) == []
     random.shuffle(stage0)

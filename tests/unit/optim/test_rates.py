@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megaqk.config.loading import build_config
-from megaqk.model.inventory import parameter_inventory
+from megaqk.model.decoder import parameter_inventory
 from megaqk.optim.groups import plan_groups
+from megaqk.optim.multipliers import Moment
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
 
 
@@ -23,28 +24,28 @@ def rates(timing: dict[str, Any]) -> Rates:
 
 
 def test_lr_is_peak_times_schedule_times_multiplier() -> None:
-    at_step_3 = rates({}).at(3)  # schedule 7/8, multiplier 0.75
+    at_step_3 = rates({}).at(Moment(3))  # schedule 7/8, multiplier 0.75
     assert [rate.name for rate in at_step_3] == ["decay", "no_decay", "upper_qk", "upper_qk.no_decay"]
     assert [rate.lr for rate in at_step_3] == pytest.approx([0.00875, 0.00875, 0.0065625, 0.0065625])
     assert [rate.multiplier for rate in at_step_3] == [1.0, 1.0, 0.75, 0.75]
     assert [rate.weight_decay for rate in at_step_3] == [0.1, 0.0, 0.1, 0.0]
-    assert rates({}).at(0)[2].lr == pytest.approx(0.01 * 0.5 * 0.5)
+    assert rates({}).at(Moment(0))[2].lr == pytest.approx(0.01 * 0.5 * 0.5)
 
 
 def test_after_the_release_all_groups_run_alike_to_the_bit() -> None:
     for step in range(4, 12):
-        assert len({rate.lr for rate in rates({}).at(step)}) == 1
+        assert len({rate.lr for rate in rates({}).at(Moment(step))}) == 1
 
 
 def test_unscaled_decay_is_what_it_would_be_without_the_multiplier() -> None:
     for step in range(6):
-        decay, _, upper, upper_biases = rates({"weight_decay": "unscaled"}).at(step)
+        decay, _, upper, upper_biases = rates({"weight_decay": "unscaled"}).at(Moment(step))
         assert upper.lr * upper.weight_decay == pytest.approx(decay.lr * decay.weight_decay, rel=1e-15)
         assert upper_biases.weight_decay == 0.0
 
 
 def test_a_multiplier_of_zero_freezes_a_weight() -> None:
-    upper = rates({"multiplier": 0.0}).at(0)[2]
+    upper = rates({"multiplier": 0.0}).at(Moment(0))[2]
     assert upper.lr == 0.0
     weight = torch.nn.Parameter(torch.randn(3))
     before = weight.detach().clone()
@@ -76,8 +77,8 @@ def test_groups_that_are_not_those_of_the_plan_are_refused(names: list[str | Non
 
 def test_each_layer_of_a_depth_profile_has_its_own_rate() -> None:
     timing = {"layers": {"fraction": [0, 1]}, "depth_profile": "linear", "multiplier": 0.2}
-    held = {rate.name: rate.multiplier for rate in rates(timing).at(0)}
-    released = {rate.name: rate.multiplier for rate in rates(timing).at(3)}  # half of the way back
+    held = {rate.name: rate.multiplier for rate in rates(timing).at(Moment(0))}
+    released = {rate.name: rate.multiplier for rate in rates(timing).at(Moment(3))}  # half of the way back
     assert held == {"decay": 1, "no_decay": 1} | {
         f"all_qk.layer0{layer}{kind}": pytest.approx(value)
         for layer, value in ((0, 0.6), (1, 0.2))

@@ -5,9 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaqk.config.qk_timing import TimingRule
-from megaqk.optim.timing import Clock, depth_factors, multiplier
+from megaqk.optim.multipliers import Moment
+from megaqk.optim.timing import Clock, Timing, depth_factors
 
 CLOCK = Clock(tokens_per_step=512, total_steps=1000)
+
+
+def multiplier(rule: TimingRule, step: int, clock: Clock, held: float | None = None) -> float:
+    return Timing(rule=rule, clock=clock, held=rule.multiplier if held is None else held).at(Moment(step))
 
 
 def at(steps: list[int], clock: Clock = CLOCK, **keys: Any) -> list[float]:

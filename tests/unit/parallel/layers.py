@@ -13,17 +13,20 @@ from megaqk.parallel.gradients import (
     partial_gradient_parameters,
     reduce_partial_gradients,
 )
-from megaqk.parallel.groups import TensorParallel, tensor_parallel
-from megaqk.parallel.linear import ColumnParallelLinear, RowParallelLinear
+from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
+from megaqk.parallel.rng import DropoutRng, dropout
 from megaqk.parallel.sharding import local_part, new_parameter, sharding_of
-from megaqk.parallel.topology import ParallelDims
-from megaqk.parallel.vocabulary import VocabParallelEmbedding, mean_loss, vocab_parallel_cross_entropy
+from megaqk.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
 
 BATCH, SEQUENCE, HIDDEN, WIDE = 3, 12, 24, 36
 
 
-def group(sequence: bool) -> TensorParallel:
-    return tensor_parallel(ParallelDims(tensor=dist.get_world_size()), sequence=sequence)
+def all_ranks(sequence: bool) -> TensorParallel:
+    """All ranks as one tensor-parallel group."""
+    size = dist.get_world_size()
+    whole = dist.group.WORLD if size > 1 else None
+    return TensorParallel(size=size, rank=dist.get_rank(), group=whole, sequence=sequence and size > 1)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -54,9 +57,9 @@ def local_gradient(parameter: nn.Parameter, full: Tensor | None, tp: TensorParal
 
 def column_and_row(sequence: bool, bias: bool) -> dict[str, float]:
     """Two column-parallel projections, their product, a row-parallel one: forward, backward, replicated biases."""
-    tp = group(sequence)
-    column = ColumnParallelLinear(HIDDEN, {"up": WIDE, "gate": WIDE}, bias=bias, tp=tp)
-    row = RowParallelLinear(WIDE, HIDDEN, bias=bias, tp=tp)
+    tp = all_ranks(sequence)
+    column = ColumnParallelLinear(HIDDEN, {"up": Output(WIDE), "gate": Output(WIDE)}, bias=bias, tp=tp)
+    row = RowParallelLinear(WIDE, Output(HIDDEN), bias=bias, tp=tp)
     up, gate, down = nn.Linear(HIDDEN, WIDE, bias), nn.Linear(HIDDEN, WIDE, bias), nn.Linear(WIDE, HIDDEN, bias)
     pairs = {"up": (column.up_weight, up.weight), "gate": (column.gate_weight, gate.weight)}
     pairs["down"] = (row.weight, down.weight)
@@ -84,7 +87,7 @@ def column_and_row(sequence: bool, bias: bool) -> dict[str, float]:
 
 def embedding_head_and_loss(sequence: bool, rows: int, tokens: int) -> dict[str, float]:
     """A tied table as embedding and head with the cross entropy, labels left out among them."""
-    tp = group(sequence)
+    tp = all_ranks(sequence)
     table = VocabParallelEmbedding(rows, tokens, HIDDEN, tp=tp)
     full = random(rows, HIDDEN, seed=1)
     fill(table.weight, full, tp)
@@ -95,7 +98,7 @@ def embedding_head_and_loss(sequence: bool, rows: int, tokens: int) -> dict[str,
 
     logits = table.logits(table(ids))
     losses = vocab_parallel_cross_entropy(logits, labels, first=table.first, tp=tp)
-    loss = mean_loss(losses, labels)
+    loss = losses.sum() / (labels != -100).sum()
     loss.backward()
     theirs = F.embedding(ids, whole) @ whole[:tokens].t()
     expected = F.cross_entropy(theirs.flatten(0, 1), labels.flatten(), ignore_index=-100)
@@ -114,11 +117,11 @@ def embedding_head_and_loss(sequence: bool, rows: int, tokens: int) -> dict[str,
 
 
 def nothing_to_learn() -> float:
-    """All labels left out: a loss of zero, not a division by it."""
-    tp = group(False)
+    """All labels left out: a loss of zero."""
+    tp = all_ranks(False)
     logits = random(BATCH, SEQUENCE, 4).requires_grad_()
     labels = torch.full((BATCH, SEQUENCE), -100)
-    loss = mean_loss(vocab_parallel_cross_entropy(logits, labels, first=4 * tp.rank, tp=tp), labels)
+    loss = vocab_parallel_cross_entropy(logits, labels, first=4 * tp.rank, tp=tp).sum()
     loss.backward()
     assert logits.grad is not None
     return float(loss.abs() + logits.grad.abs().max())
@@ -126,7 +129,7 @@ def nothing_to_learn() -> float:
 
 def norm_and_clipping(max_norm: float) -> tuple[float, float]:
     """Error of the norm and of the clipped gradients of a sharded, a replicated and an absent one."""
-    tp = group(False)
+    tp = all_ranks(False)
     shapes: list[tuple[tuple[int, int], int | None]] = [((12, 8), 0), ((8, 12), 1), ((6, 6), None)]
     parameters = [new_parameter(shape, tp, dim=dim) for shape, dim in shapes]
     fulls = []
@@ -146,37 +149,27 @@ def norm_and_clipping(max_norm: float) -> tuple[float, float]:
 
 
 def dropout_masks(sequence: bool) -> dict[str, Any]:
-    """The masks that a block draws: of a replicated and of a sharded activation, again, and at another step."""
-    from megaqk.parallel.rng import DropoutRng
+    """The masks of a sample: of a replicated and of a sharded activation, and of other samples, layers and seeds."""
+    tp = all_ranks(sequence)
+    rng = DropoutRng(seed=3, tensor_rank=tp.rank)
 
-    tp = group(sequence)
-    rng = DropoutRng(seed=3, data_rank=0, tensor_rank=tp.rank)
-    ones, cpu = torch.ones(64, 64), torch.device("cpu")
-
-    def draw(call: int, site: str, sharded: bool) -> Tensor:
-        with rng.scope(call, site, cpu, sharded=sharded):
-            return F.dropout(ones, 0.5)
+    def draw(sample: int, site: str, sharded: bool = False, rng: DropoutRng = rng) -> Tensor:
+        return dropout(torch.ones(1, 64, 64), 0.5, rng.seeds(sample, 1, site, sharded=sharded))
 
     before = torch.get_rng_state()
-    rng.set_step(4)
-    call = rng.next_call("layers.1")
-    masks: dict[str, Any] = {"replicated": draw(call, "write", False), "sharded": draw(call, "write", True)}
-    masks["recomputed"] = draw(call, "write", False)
-    masks["next micro-batch"] = draw(rng.next_call("layers.1"), "write", False)
-    masks["other layer"] = draw(rng.next_call("layers.2"), "write", False)
-    rng.set_step(5)
-    masks["next step"] = draw(rng.next_call("layers.1"), "write", False)
-    resumed = DropoutRng(seed=3, data_rank=0, tensor_rank=tp.rank)
-    resumed.set_step(4)
-    rng = resumed
-    masks["resumed"] = draw(resumed.next_call("layers.1"), "write", False)
+    masks: dict[str, Any] = {"replicated": draw(4, "1.write"), "sharded": draw(4, "1.write", True)}
+    masks["recomputed"] = draw(4, "1.write")
+    masks["next sample"] = draw(5, "1.write")
+    masks["other layer"] = draw(4, "2.write")
+    masks["other seed"] = draw(4, "1.write", rng=DropoutRng(seed=4, tensor_rank=tp.rank))
+    masks["resumed"] = draw(4, "1.write", rng=DropoutRng(seed=3, tensor_rank=tp.rank))
     masks["state left alone"] = torch.equal(before, torch.get_rng_state())
     return masks
 
 
 def bf16_cross_entropy() -> float:
     """Worst error of the losses of bf16 logits against the same logits in fp32: only the logits are rounded."""
-    tp = group(False)
+    tp = all_ranks(False)
     logits = (5 * random(BATCH, SEQUENCE, 48)).bfloat16()
     labels = torch.randint(48, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(3))
     share = 48 // tp.size

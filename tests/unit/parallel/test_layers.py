@@ -52,14 +52,14 @@ def test_norm_and_clipping_are_the_unsharded_ones(world: int, max_norm: float) -
 @pytest.mark.parametrize("sequence", [False, True])
 def test_dropout_masks(sequence: bool) -> None:
     masks = run_distributed(layers.dropout_masks, 2, sequence)
-    for name in ("replicated", "recomputed", "next step", "resumed"):
+    for name in ("replicated", "recomputed", "next sample", "resumed"):
         assert torch.equal(masks[0][name], masks[1][name]), name
     assert not torch.equal(masks[0]["sharded"], masks[1]["sharded"])
     for own in masks:
         assert torch.equal(own["replicated"], own["recomputed"])
         assert torch.equal(own["replicated"], own["resumed"])
         assert own["state left alone"]
-        different = ["replicated", "sharded", "next micro-batch", "other layer", "next step"]
+        different = ["replicated", "sharded", "next sample", "other layer", "other seed"]
         for a, b in itertools.combinations(different, 2):
             assert not torch.equal(own[a], own[b]), (a, b)
             # Independent masks of half the elements agree on half of them.

@@ -42,8 +42,9 @@ def test_every_topology_reads_the_same_global_batch(micro_batch: int, data_size:
         batches = RankBatches(CountingStream(), micro_batch=micro_batch, data_rank=data_rank, data_size=data_size).read(
             first, global_batch // (micro_batch * data_size)
         )
-        for inputs, labels in batches:
+        for (inputs, positions), labels in batches:
             assert inputs.shape == labels.shape == (micro_batch, 4)
+            assert positions.tolist() == [[0, 1, 2, 3]] * micro_batch
             assert torch.equal(inputs + 1, labels)
             seen += (inputs[:, 0] // 100).tolist()
     assert sorted(seen) == list(range(first, first + global_batch))
@@ -61,4 +62,4 @@ def test_the_first_micro_batches_of_all_ranks_come_first() -> None:
     """An evaluation of a part of a global batch thus reads its beginning, whatever the topology."""
     for data_rank, expected in enumerate(([24, 25, 28, 29], [26, 27, 30, 31])):
         batches = RankBatches(CountingStream(), micro_batch=2, data_rank=data_rank, data_size=2).read(24, 2)
-        assert [int(first) // 100 for inputs, _ in batches for first in inputs[:, 0]] == expected
+        assert [int(first) // 100 for (inputs, _), _ in batches for first in inputs[:, 0]] == expected

@@ -1,60 +1,28 @@
 """The resolved plan of a run as text: everything that is known before a process starts."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from megaqk.config.data import DataConfig
 from megaqk.config.root import Config
-from megaqk.data.manifest import read_manifest
-from megaqk.data.tokenizer import load_tokenizer
-from megaqk.errors import UserError
+from megaqk.model.decoder import stage_bounds
 from megaqk.model.parameters import ParameterInfo
-from megaqk.model.vocabulary import vocabulary_of
 from megaqk.optim.groups import ParameterGroup
-from megaqk.optim.rates import Rates
+from megaqk.optim.multipliers import Moment
 from megaqk.optim.schedules import lr_factor
-from megaqk.optim.timing import Clock
+from megaqk.optim.timing import Timing
 from megaqk.parallel.world import World
 
 RANKS_SHOWN = 16
 """Longest list of ranks that is shown whole."""
 
 
-def vocabulary_rows(config: Config) -> int:
-    """Rows of the embedding, as far as it can be told before the data is prepared.
-
-    Args:
-        config: The run.
-
-    Returns:
-        `embedding_rows` for the tokenizer, for that of the corpus's record, or for the one that will be trained.
-
-    Raises:
-        UserError: Where the tokenizer cannot be read, a corpus has neither a tokenizer nor a record, or
-            `model.vocab_size` is smaller than the tokenizer.
-    """
-    return vocabulary_of(config, _tokenizer_size(config.data)).rows
-
-
-def _tokenizer_size(data: DataConfig) -> int:
-    if data.tokenizer is not None:
-        return load_tokenizer(data.tokenizer).vocab_size
-    if data.corpus is None:
-        return data.vocab_size
-    manifest = read_manifest(Path(data.corpus))
-    if manifest is None:
-        raise UserError(f"data.tokenizer = null: must be given: {data.corpus} has no manifest that describes one")
-    return manifest.vocab_size
-
-
 def resolved_plan(
-    config: Config, layout: World, parameters: Sequence[ParameterInfo], groups: Sequence[ParameterGroup]
+    config: Config, world: World, parameters: Sequence[ParameterInfo], groups: Sequence[ParameterGroup]
 ) -> str:
     """Describe a run.
 
     Args:
         config: The run.
-        layout: Its layout over the processes.
+        world: Its processes.
         parameters: Every parameter of the whole model.
         groups: The optimizer groups.
 
@@ -63,19 +31,19 @@ def resolved_plan(
     """
     return "\n\n".join(
         (
-            _summary(config, layout, parameters),
-            "Stages\n" + _stages(config, layout, parameters),
-            "Ranks\n" + _ranks(layout),
+            _summary(config, world, parameters),
+            "Stages\n" + _stages(config, world, parameters),
+            "Ranks\n" + _ranks(world),
             "Parameter groups, and their multiplier when so many steps have been taken\n" + _groups(config, groups),
             *_never_released(config, groups),
         )
     )
 
 
-def _summary(config: Config, layout: World, parameters: Sequence[ParameterInfo]) -> str:
+def _summary(config: Config, world: World, parameters: Sequence[ParameterInfo]) -> str:
     training, model = config.training, config.model
     total = sum(parameter.numel for parameter in parameters)
-    embedding = sum(parameter.numel for parameter in parameters if parameter.projection == "embedding")
+    embedding = sum(parameter.numel for parameter in parameters if parameter.role.projection == "embedding")
     lines = [
         ("run", config.run.dir),
         (
@@ -92,57 +60,46 @@ def _summary(config: Config, layout: World, parameters: Sequence[ParameterInfo])
         ("parameters", f"{total:,}, of which {embedding:,} in embeddings and head"),
         (
             "processes",
-            f"{layout.size} = pipeline {layout.pipeline} x data {layout.data} x tensor {layout.tensor}, "
+            f"{world.size} = pipeline {world.pipeline} x data {world.data} x tensor {world.tensor}, "
             f"ZeRO-{config.parallel.zero_stage}, {training.precision}",
         ),
         (
             "a step",
-            f"{layout.micro_batches} micro-batches of {training.micro_batch_size} samples on every replica, "
-            f"pipeline bubble {layout.bubble_fraction:.1%}",
+            f"{world.micro_batches} micro-batches of {training.micro_batch_size} samples on every replica, "
+            f"pipeline bubble {world.bubble_fraction:.1%}",
         ),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 
-def _stages(config: Config, layout: World, parameters: Sequence[ParameterInfo]) -> str:
+def _stages(config: Config, world: World, parameters: Sequence[ParameterInfo]) -> str:
     head = "tied head" if config.model.tied_embedding else "head"
     rows = [("stage", "layers", "parameters", "on each rank")]
-    for stage, (first, end) in enumerate(layout.layers_per_stage):
-        owned = [parameter for parameter in parameters if stage in _stages_of(parameter, config, layout)]
+    bounds = stage_bounds(world.layers_per_stage)
+    for stage, (first, end) in enumerate(world.layers_per_stage):
+        places = range(bounds[stage], bounds[stage + 1])
+        owned = [parameter for parameter in parameters if any(place in places for place in parameter.places)]
         parts = ["none" if first == end else f"{first}-{end - 1}" if end - first > 1 else f"{first}"]
-        parts += ["embedding"] * (stage == 0) + [head] * (stage == layout.pipeline - 1)
-        local = sum(p.numel // (1 if p.shard_dim is None else layout.tensor) for p in owned)
+        parts += ["embedding"] * (stage == 0) + [head] * (stage == world.pipeline - 1)
+        local = sum(p.numel // (1 if p.shard_dim is None else world.tensor) for p in owned)
         rows.append((str(stage), " + ".join(parts), f"{sum(p.numel for p in owned):,}", f"{local:,}"))
     return _table(rows)
 
 
-def _stages_of(parameter: ParameterInfo, config: Config, layout: World) -> tuple[int, ...]:
-    """The stages that hold a parameter; a tied embedding is held by the first and by the last."""
-    last = layout.pipeline - 1
-    if parameter.layer is not None:
-        return tuple(
-            stage for stage, (first, end) in enumerate(layout.layers_per_stage) if first <= parameter.layer < end
-        )
-    if not parameter.name.startswith("embedding"):
-        return (last,)
-    tied = config.model.tied_embedding and parameter.name.startswith("embedding.")
-    return (0, last) if tied else (0,)
-
-
-def _ranks(layout: World) -> str:
-    rows = [[str(rank), *map(str, layout.coordinate_of(rank))] for rank in range(layout.size)]
-    if layout.size > RANKS_SHOWN:
+def _ranks(world: World) -> str:
+    rows = [[str(rank), *map(str, world.coordinate_of(rank))] for rank in range(world.size)]
+    if world.size > RANKS_SHOWN:
         half = RANKS_SHOWN // 2
         rows = [*rows[:half], ["..."] * 4, *rows[-half:]]
     return _table([["rank", "pipeline", "data", "tensor"], *rows])
 
 
 def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
-    rates, steps = Rates(config, groups), key_steps(config, groups)
+    steps = key_steps(config, groups)
     rows = [("group", "tensors", "parameters", "decay", *(f"{step:,}" for step in steps))]
     for group in groups:
         decay = f"{config.optimizer.weight_decay:g}" if group.decay else "0"
-        values = (f"{rates.multiplier(group, step):.4g}" for step in steps)
+        values = (f"{group.multiplier.at(Moment(step)):.4g}" for step in steps)
         rows.append((group.name, str(len(group.parameters)), f"{group.numel:,}", decay, *values))
     factors = (lr_factor(config.schedule, step, config.training.steps) for step in steps)
     rows.append(("lr at multiplier 1", "", "", "", *(f"{config.optimizer.lr * factor:.3g}" for factor in factors)))
@@ -151,8 +108,8 @@ def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
 
 def _never_released(config: Config, groups: Sequence[ParameterGroup]) -> list[str]:
     """A warning for the groups that the end of the run finds slowed: a clock in another unit than was meant."""
-    rates, last = Rates(config, groups), config.training.steps - 1
-    slowed = [group.name for group in groups if rates.multiplier(group, last) < 1]
+    last = Moment(config.training.steps - 1)
+    slowed = [group.name for group in groups if group.multiplier.at(last) < 1]
     return [f"Not released by the end of the run: {', '.join(slowed)}"] if slowed else []
 
 
@@ -167,11 +124,11 @@ def key_steps(config: Config, groups: Sequence[ParameterGroup]) -> list[int]:
         The first and the last step and, for each rule, the end of the hold, the middle and the end of the release,
         as far as they lie within the run; ascending.
     """
-    clock, last = Clock.of(config.training), config.training.steps - 1
+    last = config.training.steps - 1
     steps = {0, last}
-    for rule in (group.rule for group in groups if group.rule is not None):
-        hold, end = (clock.first_step(rule.unit, value) for value in (rule.hold, rule.end))
-        steps.update((hold, (hold + end) // 2, end))
+    for group in groups:
+        if isinstance(group.multiplier, Timing):
+            steps.update(group.multiplier.key_steps())
     return sorted(step for step in steps if step <= last)
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from megaqk.config.model import ModelConfig
+from megaqk.model.batch import plain_positions
 from megaqk.model.context import ModelContext
+from megaqk.model.core_attention import document_attention, flex_document_attention
 from megaqk.model.decoder import Decoder
-from megaqk.model.document_attention import document_attention, flex_document_attention
 from megaqk.model.init import initialize
 
 VOCAB = 61
@@ -21,7 +22,9 @@ def build(preset: str, recompute: str) -> Decoder:
     model = ModelConfig(
         preset=preset, num_layers=2, hidden_size=24, num_heads=4, num_kv_heads=2, init_std=0.2, head_dim=6
     )
-    context = ModelContext(model=model, rows=VOCAB, tokens=VOCAB, max_positions=16, recompute=recompute)
+    context = ModelContext(
+        model=model, rows=VOCAB, tokens=VOCAB, max_positions=16, separate_documents=True, recompute=recompute
+    )
     decoder = Decoder(context)
     initialize(decoder.global_parameters(), context, seed=5)
     return decoder
@@ -41,7 +44,8 @@ def test_packing_equals_running_the_documents_apart(preset: str, recompute: str)
         start = 0
         for length in lengths:
             part = slice(start, start + length)
-            alone = decoder.logits(tokens[row : row + 1, part])
+            document = tokens[row : row + 1, part]
+            alone = decoder.logits((document, plain_positions(document)))
             torch.testing.assert_close(packed[row : row + 1, part], alone, rtol=1e-5, atol=1e-5)
             (alone * weights[row : row + 1, part]).sum().backward()
             start += length

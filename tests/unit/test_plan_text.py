@@ -1,35 +1,40 @@
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from megaqk.config.checks import check_world
 from megaqk.config.loading import build_config
-from megaqk.corpus.tokenizer_training import train_sentencepiece
-from megaqk.errors import UserError
-from megaqk.model.parameters import ParameterInfo
+from megaqk.model.parameters import ParameterInfo, ParameterRole, linear_roles, table_role, vector_role
 from megaqk.optim.groups import plan_groups
-from megaqk.planning import key_steps, resolved_plan, vocabulary_rows
+from megaqk.parallel.world import World
+from megaqk.plan_text import key_steps, resolved_plan
+from megaqk.runtime.launch import Launch
 
 MODEL = {"num_layers": 2, "hidden_size": 8, "num_heads": 2}
 
 
-def parameter(name: str, shape: tuple[int, ...], projection: Any, layer: int | None, dim: int | None) -> ParameterInfo:
-    return ParameterInfo(name=name, shape=shape, layer=layer, projection=projection, shard_dim=dim)
+def parameter(name: str, shape: tuple[int, ...], role: ParameterRole, dim: int | None, *places: int) -> ParameterInfo:
+    return ParameterInfo(name=name, shape=shape, shard_dim=dim, role=role, places=places)
 
 
+TOKENS, PLACES = table_role(vocabulary=True, multiplies=True), table_role(vocabulary=False, multiplies=False)
 PARAMETERS = (
-    parameter("embedding.weight", (16, 8), "embedding", None, 0),
-    parameter("embedding_output.positions.weight", (4, 8), "embedding", None, None),
-    *(parameter(f"layers.{layer}.query_weight", (8, 8), "query", layer, 0) for layer in (0, 1)),
-    *(parameter(f"layers.{layer}.key_weight", (8, 8), "key", layer, 0) for layer in (0, 1)),
-    parameter("final_norm.norm.weight", (8,), "norm", None, None),
+    parameter("embedding.weight", (16, 8), TOKENS, 0, 0, 5),
+    parameter("embedding_output.positions.weight", (4, 8), PLACES, None, 1),
+    *(
+        parameter(f"layers.{layer}.{projection}_weight", (8, 8), linear_roles(projection, layer)[0], 0, 2 + layer)
+        for projection in ("query", "key")
+        for layer in (0, 1)
+    ),
+    parameter("final_norm.norm.weight", (8,), vector_role("norm", None, "one"), None, 4),
 )
 
 
 def plan(world_size: int, **sections: Any) -> str:
     config = build_config({"model": MODEL, **sections})
-    return resolved_plan(config, check_world(config, world_size), PARAMETERS, plan_groups(config, PARAMETERS))
+    return resolved_plan(
+        config, World(config, Launch(world_size=world_size)), PARAMETERS, plan_groups(config, PARAMETERS)
+    )
 
 
 def test_the_plan_of_a_small_run() -> None:
@@ -75,8 +80,12 @@ def test_the_plan_of_a_small_run() -> None:
 
 def test_an_untied_head_is_held_by_the_last_stage_alone() -> None:
     config = build_config({"model": {**MODEL, "tied_embedding": False}, "parallel": {"pipeline": 2}})
-    parameters = (*PARAMETERS, parameter("head.weight", (16, 8), "embedding", None, 0))
-    lines = resolved_plan(config, check_world(config, 2), parameters, plan_groups(config, parameters)).splitlines()
+    table, *rest = PARAMETERS
+    head = parameter("head.weight", (16, 8), TOKENS, 0, 5)
+    parameters = (replace(table, places=(0,)), *rest, head)
+    lines = resolved_plan(
+        config, World(config, Launch(world_size=2)), parameters, plan_groups(config, parameters)
+    ).splitlines()
     assert lines[9].split() == ["0", "0", "+", "embedding", "288", "288"]
     assert lines[10].split() == ["1", "1", "+", "head", "264", "264"]
 
@@ -108,31 +117,7 @@ def test_the_steps_worth_showing(timing: dict[str, Any], steps: list[int]) -> No
     assert key_steps(config, plan_groups(config, PARAMETERS)) == steps
 
 
-def test_the_vocabulary_is_given_or_that_of_the_tokenizer_to_be_trained() -> None:
-    assert vocabulary_rows(build_config({"model": {"vocab_size": 5000}})) == 5000
-    data = {"text": "builtin", "vocab_size": 1000}
-    assert vocabulary_rows(build_config({"data": data})) == 1024
-    assert vocabulary_rows(build_config({"data": data, "model": {"vocab_multiple_of": 8}})) == 1000
-
-
-def test_the_vocabulary_is_held_against_the_tokenizer_where_it_is_given(tmp_path: Path) -> None:
-    path = tmp_path / "t.model"
-    path.write_bytes(train_sentencepiece([f"text {i} and more" for i in range(100)], vocab_size=290))
-    data = {"text": "builtin", "tokenizer": str(path)}
-    assert vocabulary_rows(build_config({"data": data, "model": {"vocab_size": 300}})) == 300
-    with pytest.raises(UserError, match=r"^model.vocab_size = 128: must be at least the tokenizer's 290$"):
-        vocabulary_rows(build_config({"data": data, "model": {"vocab_size": 128}}))
-
-
 def test_a_multiplier_that_is_never_released_is_said() -> None:
     timing = {"enabled": True, "unit": "steps", "hold": 100, "release_end": 200}
     assert plan(1, training={"steps": 100}, qk_timing=timing).endswith("Not released by the end of the run: upper_qk")
     assert "Not released" not in plan(1, training={"steps": 201}, qk_timing=timing)
-
-
-def test_a_tokenizer_or_corpus_that_is_missing_is_refused(tmp_path: Path) -> None:
-    missing = tmp_path / "missing"
-    with pytest.raises(UserError, match="missing"):
-        vocabulary_rows(build_config({"data": {"text": "builtin", "tokenizer": str(missing)}}))
-    with pytest.raises(UserError, match=r"^data.tokenizer = null: must be given: .*missing has no manifest"):
-        vocabulary_rows(build_config({"data": {"corpus": str(missing)}}))
