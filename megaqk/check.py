@@ -4,7 +4,6 @@ import argparse
 from typing import Any
 
 from megaqk.config.checks import check_world
-from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.loading import load_config
 
 
@@ -45,8 +44,6 @@ def run_check(arguments: argparse.Namespace) -> int:
     """
     config = load_config(arguments.config, arguments.overrides)
     layout = check_world(config, arguments.world_size)
-    # Only for its refusals: extra DeepSpeed keys that clash with ours.
-    deepspeed_config(config, layout)
     # Only now, since the model's modules import torch: a refusal, of any command, is immediate.
     from megaqk.model.inventory import parameter_inventory
     from megaqk.optim.groups import plan_groups

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from megaqk.config.problems import describe
 from megaqk.config.qk_timing import SELECTOR_FORMS, TimingRule
 from megaqk.config.root import Config
-from megaqk.config.yaml_text import format_yaml, parse_yaml, show
+from megaqk.config.yaml_text import format_yaml, parse_yaml, shorten, show
 from megaqk.errors import UserError
 
 
@@ -98,7 +98,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"{path} = {text}: the value is no YAML: {error}") from None
+        raise UserError(f"{path} = {shorten(text)}: the value is no YAML: {error}") from None
     node: Any = raw
     for depth, key in enumerate(keys[:-1]):
         node = _enter(node, key, ".".join(keys[: depth + 1]))

@@ -5,11 +5,13 @@ PyYAML follows YAML 1.1, where `1e-4` is text (a float needs a point and a signe
 """
 
 import re
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
+# Of a document with its aliases written out; no configuration comes near either.
+_MOST_NODES = 100_000
+_MOST_LEVELS = 100
 _FIRST_OF_NUMBER = list("-+.0123456789")
 # The core schema of YAML 1.2.2, section 10.3.2.
 _RESOLVERS: tuple[tuple[str, str, list[str]], ...] = (
@@ -26,18 +28,6 @@ _RESOLVERS: tuple[tuple[str, str, list[str]], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping, refusing a key that is written twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value} appears twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
     def construct_core_int(self, node: yaml.ScalarNode) -> int:
         """Build an integer; a leading zero means nothing, where YAML 1.1 reads octal."""
         text = self.construct_scalar(node)
@@ -81,16 +71,64 @@ def parse_yaml(text: str) -> Any:
         Its value; None for an empty document.
 
     Raises:
-        ValueError: Where the text is no YAML or repeats a key; one line that ends with the position.
+        ValueError: Where the text is no YAML, repeats a key or is far too large; one line, as a rule with the position.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        document = loader.get_single_node()
+        if document is None:
+            return None
+        _measure(document, {})
+        return loader.construct_document(document)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ValueError(f"{error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Count the nodes and levels of a value before it is built, and refuse repeated keys.
+
+    An alias counts as all that it stands for: nine lines of aliases can mean a billion nodes, which are one object
+    each to YAML but not to who checks or prints them.
+    """
+    if id(node) in known:
+        size, levels = known[id(node)]
+        if not size:
+            raise _refused("contains itself by an alias", node)
+        return size, levels
+    known[id(node)] = 0, 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_repeated_keys(node)
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    below = [_measure(child, known) for child in children]
+    size, levels = 1 + sum(size for size, _ in below), 1 + max((levels for _, levels in below), default=0)
+    if size > _MOST_NODES:
+        raise _refused(f"stands for more than {_MOST_NODES} values", node)
+    if levels > _MOST_LEVELS:
+        raise _refused("nested too deeply", node)
+    known[id(node)] = size, levels
+    return size, levels
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in seen:
+                raise _refused(f"key {key.value} appears twice", key)
+            seen.add(key.value)
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def format_yaml(value: Any) -> str:
@@ -119,7 +157,12 @@ def show(value: object, limit: int = 80) -> str:
         text = yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True)
     except yaml.YAMLError:
         text = repr(value)
-    text = " ".join(text.removesuffix("...\n").split())
+    return shorten(text.removesuffix("...\n"), limit)
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """Text on one line, with `...` in place of what exceeds `limit` characters."""
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
