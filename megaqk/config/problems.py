@@ -42,13 +42,8 @@ def describe(error: ValidationError) -> list[str]:
         A line `key = value: what is allowed` for each refused key, in the order of the schema, unknown keys first:
         a misspelt key is the likelier cause of whatever else is wrong.
     """
-    lines: dict[str, list[str]] = {"unknown": [], "other": []}
-    for problem in error.errors(include_url=False):
-        line = _describe_one(problem)
-        found = lines["unknown" if problem["type"] == "extra_forbidden" else "other"]
-        if line not in found:
-            found.append(line)
-    return lines["unknown"] + lines["other"]
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    return list(dict.fromkeys(map(_describe_one, problems)))
 
 
 def _describe_one(problem: Mapping[str, Any]) -> str:
@@ -77,7 +72,7 @@ def _allowed(kind: str, problem: Mapping[str, Any]) -> str:
     if kind in _KINDS:
         bound = context.get("min_length", context.get("max_length"))
         return _KINDS[kind].format(entries="entry" if bound == 1 else "entries", **context)
-    return str(problem["msg"]).replace("Input should", "must")
+    return str(problem["msg"]).replace("Input should", "must").replace("None", "null")
 
 
 def _own_message(key: str, value: str, message: str) -> str:

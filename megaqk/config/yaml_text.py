@@ -45,11 +45,6 @@ class _Dumper(yaml.SafeDumper):
         style = '"' if any(character in text for character in "\r\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        """Indent the items of a block list below their key."""
-        del indentless
-        super().increase_indent(flow, indentless=False)
-
 
 # The dumper keeps the 1.1 resolvers beside ours: text that either version would read as something else is quoted.
 _Loader.yaml_implicit_resolvers = {}
@@ -79,7 +74,8 @@ def parse_yaml(text: str) -> Any:
         if document is None:
             return None
         _measure(document, {})
-        return loader.construct_document(document)
+        # Copied, so that what an override writes through one alias does not show through the others.
+        return _plain(loader.construct_document(document))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except yaml.MarkedYAMLError as error:
@@ -97,11 +93,9 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
     each to YAML but not to who checks or prints them.
     """
     if id(node) in known:
-        size, levels = known[id(node)]
-        if not size:
-            raise _refused("contains itself by an alias", node)
-        return size, levels
-    known[id(node)] = 0, 0
+        return known[id(node)]
+    # Until it is known: a value within itself stands for any number.
+    known[id(node)] = _MOST_NODES, 0
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         _refuse_repeated_keys(node)
@@ -110,10 +104,9 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
         children = node.value
     below = [_measure(child, known) for child in children]
     size, levels = 1 + sum(size for size, _ in below), 1 + max((levels for _, levels in below), default=0)
-    if size > _MOST_NODES:
-        raise _refused(f"stands for more than {_MOST_NODES} values", node)
-    if levels > _MOST_LEVELS:
-        raise _refused("nested too deeply", node)
+    if size > _MOST_NODES or levels > _MOST_LEVELS:
+        problem = f"stands for more than {_MOST_NODES} values" if size > _MOST_NODES else "nested too deeply"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     known[id(node)] = size, levels
     return size, levels
 
@@ -123,12 +116,8 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             if key.value in seen:
-                raise _refused(f"key {key.value} appears twice", key)
+                raise yaml.MarkedYAMLError(problem=f"key {key.value} appears twice", problem_mark=key.start_mark)
             seen.add(key.value)
-
-
-def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def format_yaml(value: Any) -> str:
@@ -143,27 +132,19 @@ def format_yaml(value: Any) -> str:
     return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def show(value: object, limit: int = 80) -> str:
-    """A value as a user would write it in YAML, on one line.
-
-    Args:
-        value: Anything; what YAML cannot express is shown as Python would.
-        limit: Characters after which it is cut.
-
-    Returns:
-        The text, with `...` in place of what was cut.
-    """
+def show(value: object) -> str:
+    """A value as a user would write it in YAML, shortened; what YAML cannot express is shown as Python would."""
     try:
         text = yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True)
     except yaml.YAMLError:
         text = repr(value)
-    return shorten(text.removesuffix("...\n"), limit)
+    return shorten(text.removesuffix("...\n"))
 
 
-def shorten(text: str, limit: int = 80) -> str:
-    """Text on one line, with `...` in place of what exceeds `limit` characters."""
+def shorten(text: str) -> str:
+    """Text on one line of at most 80 characters, with `...` in place of what was cut."""
     text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The optimizer's state in the host's memory: the same ten steps as the plain loop, the rates of every group included."""
+"""The optimizer's state in the host's memory: the ten steps of the plain loop, with every group's rates."""
 
 import pytest
 

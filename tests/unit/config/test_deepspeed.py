@@ -39,10 +39,13 @@ def test_deepspeed_reads_what_we_mean(precision: str, stage: int, monkeypatch: p
     read = accepted(derive(sections, 6), 3, monkeypatch)
     assert (read.train_batch_size, read.train_micro_batch_size_per_gpu, read.gradient_accumulation_steps) == (24, 2, 4)
     assert read.zero_optimization_stage == stage
+    # It would reorder gradients by rank, and with them the sums.
     assert read.zero_config.round_robin_gradients is False
+    assert read.zero_config.contiguous_gradients is True
+    assert read.zero_config.reduce_scatter is True
     assert read.zero_config.overlap_comm is False
     assert read.zero_config.compute_grad_norm is True
-    assert read.zero_config.offload_optimizer is None
+    assert read.zero_config.offload_optimizer.device == "none"
     assert read.zero_config.reduce_bucket_size == read.zero_config.allgather_bucket_size == 50_000_000
     assert read.gradient_clipping == 0.0
     assert read.bfloat16_config.enabled is (precision == "bf16")

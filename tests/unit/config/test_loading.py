@@ -58,6 +58,11 @@ def test_an_override_reaches_into_a_list_of_rules(tmp_path: Path) -> None:
     assert config.qk_timing.rules[1].layers.range == (2, 3)
 
 
+def test_an_override_reaches_one_of_two_aliases_only(tmp_path: Path) -> None:
+    config = load(tmp_path, "qk_timing: {rules: [&rule {hold: 0.1}, *rule]}", "qk_timing.rules.0.hold=0.2")
+    assert [rule.hold for rule in config.qk_timing.rules] == [0.2, 0.1]
+
+
 def test_a_preset_fills_in_what_is_not_given(tmp_path: Path) -> None:
     model = load(tmp_path, "model: {preset: llama, feed_forward: gelu}").model
     assert (model.norm, model.bias, model.positions, model.tied_embedding) == ("rmsnorm", False, "rotary", False)
