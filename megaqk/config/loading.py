@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from megaqk.config.problems import describe
 from megaqk.config.qk_timing import SELECTOR_FORMS, TimingRule
 from megaqk.config.root import Config
-from megaqk.config.yaml_text import format_yaml, parse_yaml, show
+from megaqk.config.yaml_text import format_yaml, parse_yaml, shorten, show
 from megaqk.errors import UserError
 
 
@@ -98,34 +98,23 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"{path} = {text}: the value is no YAML: {error}") from None
+        raise UserError(f"{path} = {shorten(text)}: the value is no YAML: {error}") from None
     node: Any = raw
-    for depth, key in enumerate(keys[:-1]):
-        node = _enter(node, key, ".".join(keys[: depth + 1]))
-    last = keys[-1]
-    if isinstance(node, list):
-        node[_index(node, last, path)] = value
-        return
-    if len(keys) > 1 and keys[-2] == "layers" and last in SELECTOR_FORMS:
-        # Another way of naming layers replaces the one in the file instead of clashing with it.
-        for form in SELECTOR_FORMS:
-            node.pop(form, None)
-    node[last] = value
-
-
-def _enter(node: Any, key: str, path: str) -> Any:
-    if isinstance(node, list):
-        child = node[_index(node, key, path)]
-    else:
-        child = node.get(key)
-        if child is None:
-            child = node[key] = {}
-    if not isinstance(child, dict | list):
-        raise UserError(f"{path} = {show(child)}: has no keys to override")
-    return child
-
-
-def _index(node: list[Any], key: str, path: str) -> int:
-    if not key.isdecimal() or int(key) >= len(node):
-        raise UserError(f"{path}: {key} must be an index below {len(node)}, the length of the list")
-    return int(key)
+    for depth, key in enumerate(keys, start=1):
+        step: str | int = key
+        if isinstance(node, list):
+            if not key.isdecimal() or int(key) >= len(node):
+                allowed = f"must be an index below {len(node)}, the length of the list"
+                raise UserError(f"{'.'.join(keys[:depth])}: {key} {allowed}")
+            step = int(key)
+        elif not isinstance(node, dict):
+            raise UserError(f"{'.'.join(keys[: depth - 1])} = {show(node)}: has no keys to override")
+        elif key in SELECTOR_FORMS and keys[depth - 2] == "layers":
+            # Another way of naming layers replaces the one in the file instead of clashing with it.
+            for form in set(SELECTOR_FORMS) - {key}:
+                node.pop(form, None)
+        if depth == len(keys):
+            node[step] = value
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[step]

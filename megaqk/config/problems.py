@@ -1,37 +1,33 @@
 """What pydantic found wrong, in one line a problem and in the words of a configuration file."""
 
+import ast
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from megaqk.config.root import Config
 from megaqk.config.yaml_text import show
 
+# In the words of YAML instead of Python; what is not here is said as pydantic says it.
 _KINDS = {
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
     "float_type": "must be a number",
-    "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_too_short": "must not be empty",
     "tuple_type": "must be a list",
-    "list_type": "must be a list",
-    "bool_parsing": "must be true or false",
-    "int_parsing": "must be an integer",
-    "float_parsing": "must be a number",
-    "path_type": "must be text",
     "dict_type": "must be a mapping",
     "model_type": "must be a section of keys",
-    "model_attributes_type": "must be a section of keys",
-}
-_BOUNDS = {
-    "greater_than": ("must be above", "gt"),
-    "greater_than_equal": ("must be at least", "ge"),
-    "less_than": ("must be below", "lt"),
-    "less_than_equal": ("must be at most", "le"),
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "must have at least {min_length} {entries}",
+    "too_long": "must have at most {max_length} {entries}",
 }
 _NAMES_KEY = re.compile(r"[A-Za-z_][\w.\[\]]* = ")
 
@@ -46,57 +42,37 @@ def describe(error: ValidationError) -> list[str]:
         A line `key = value: what is allowed` for each refused key, in the order of the schema, unknown keys first:
         a misspelt key is the likelier cause of whatever else is wrong.
     """
-    lines: dict[str, list[str]] = {"unknown": [], "other": []}
-    for problem in error.errors(include_url=False):
-        line = _describe_one(problem)
-        found = lines["unknown" if problem["type"] == "extra_forbidden" else "other"]
-        if line not in found:
-            found.append(line)
-    return lines["unknown"] + lines["other"]
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    return list(dict.fromkeys(map(_describe_one, problems)))
 
 
 def _describe_one(problem: Mapping[str, Any]) -> str:
     location: tuple[int | str, ...] = problem["loc"]
     key, value, kind = _join(location), show(problem["input"]), problem["type"]
-    context: dict[str, Any] = problem.get("ctx", {})
     if kind == "extra_forbidden":
         return f"{key} = {value}: unknown key; {_suggest(location)}"
     if kind == "value_error":
-        return _own_message(key, value, str(context["error"]))
+        return _own_message(key, value, str(problem["ctx"]["error"]))
     if kind == "missing" and isinstance(location[-1], int):
-        return f"{_join(location[:-1])} = {value}: must have at least {location[-1] + 1} entries"
+        return f"{_join(location[:-1])} = {value}: must have {_length(location[:-1])} entries"
     if kind == "missing":
         return f"{key}: must be given"
-    if kind == "invalid_key":
-        return f"{_join((*location[:-1], str(location[-1])))}: a key must be text"
-    return describe_value(key, problem)
+    if kind == "invalid_key" or location[-1] == "[key]":
+        *section, name = (part for part in location if part != "[key]")
+        return f"{_join((*section, str(name)))}: a key must be text"
+    return f"{key} = {value}: {_allowed(kind, problem)}{', or null' if type(None) in _members(location) else ''}"
 
 
-def describe_value(key: str, problem: Mapping[str, Any]) -> str:
-    """Describe a value of the wrong type or out of bounds.
-
-    Args:
-        key: The key as the user writes it.
-        problem: One of `ValidationError.errors()`.
-
-    Returns:
-        A line `key = value: what is allowed`.
-    """
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind in _BOUNDS:
-        words, name = _BOUNDS[kind]
-        allowed = f"{words} {context[name]}"
-    elif kind in ("literal_error", "enum"):
-        allowed = f"must be one of {context['expected']}".replace("'", "").replace(" or ", ", ")
-    elif kind in ("too_short", "too_long"):
-        bound = "at least" if kind == "too_short" else "at most"
-        number = context["min_length"] if kind == "too_short" else context["max_length"]
-        allowed = f"must have {bound} {number} {'entry' if number == 1 else 'entries'}"
-    elif kind == "string_too_short":
-        allowed = "must not be empty"
-    else:
-        allowed = _KINDS.get(kind) or problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{key} = {show(problem['input'])}: {allowed}"
+def _allowed(kind: str, problem: Mapping[str, Any]) -> str:
+    context: dict[str, Any] = problem.get("ctx", {})
+    if kind == "literal_error":
+        # pydantic lists them as Python writes them: 'gpt', 'llama' or None.
+        values = ast.literal_eval(f"[{context['expected'].replace(' or ', ', ')}]")
+        return f"must be one of {', '.join(map(show, values))}"
+    if kind in _KINDS:
+        bound = context.get("min_length", context.get("max_length"))
+        return _KINDS[kind].format(entries="entry" if bound == 1 else "entries", **context)
+    return str(problem["msg"]).replace("Input should", "must").replace("None", "null")
 
 
 def _own_message(key: str, value: str, message: str) -> str:
@@ -125,12 +101,26 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     return f"allowed in {prefix or 'the file'}: {', '.join(section.model_fields)}"
 
 
+def _members(location: tuple[int | str, ...]) -> tuple[Any, ...]:
+    """The type of the key that a location leads to, and what that is made of: `int | None` holds `int` and None."""
+    field = _section_at(location[:-1]).model_fields.get(str(location[-1])) if location else None
+    return (field.annotation, *get_args(field.annotation)) if field else ()
+
+
+def _length(location: tuple[int | str, ...]) -> int:
+    """Entries of a list of fixed length."""
+    return next(len(get_args(member)) for member in _members(location) if get_origin(member) is tuple)
+
+
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The schema of the section that a location leads to."""
+    """The schema of the last section on the way that a location describes."""
     section: type[BaseModel] = Config
     for part in location:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
-            candidates = (annotation, *get_args(annotation))
-            section = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+            candidates = [annotation, *get_args(annotation)]
+            candidates += [inner for item in candidates for inner in get_args(item)]
+            section = next(
+                (item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), section
+            )
     return section

@@ -1,8 +1,8 @@
 """The whole configuration of a run."""
 
-from typing import Any
+from operator import attrgetter
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from megaqk.config.base import Section, refusal
 from megaqk.config.data import DataConfig
@@ -11,6 +11,7 @@ from megaqk.config.optimization import OptimizerConfig, ScheduleConfig
 from megaqk.config.qk_timing import QkTimingConfig
 from megaqk.config.run import (
     CheckpointConfig,
+    DeepSpeedConfig,
     EvaluationConfig,
     LoggingConfig,
     ParallelConfig,
@@ -33,16 +34,20 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="Extra DeepSpeed keys, merged; keys that this schema decides are refused."
-    )
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
         self._check_sharding()
+        self._check_deepspeed()
         self._check_lengths()
         self.qk_timing.check_layers(self.model.num_layers)
         return self
+
+    def _require(self, holds: bool, key: str, allowed: str) -> None:
+        """Refuse the value of a dotted key where a condition does not hold."""
+        if not holds:
+            raise refusal(key, attrgetter(key)(self), allowed)
 
     def _check_sharding(self) -> None:
         model, parallel, training = self.model, self.parallel, self.training
@@ -55,50 +60,68 @@ class Config(Section):
         ):
             if value is not None and value % parallel.tensor:
                 raise refusal(key, value, f"must be divisible by parallel.tensor = {parallel.tensor}{note}")
-        if parallel.sequence and training.sequence_length % parallel.tensor:
-            raise refusal(
-                "training.sequence_length",
-                training.sequence_length,
-                f"must be divisible by parallel.tensor = {parallel.tensor} with parallel.sequence = true",
-            )
+        self._require(
+            not parallel.sequence or training.sequence_length % parallel.tensor == 0,
+            "training.sequence_length",
+            f"must be divisible by parallel.tensor = {parallel.tensor} with parallel.sequence = true",
+        )
         stages = parallel.layers_per_stage
-        if stages is None and model.num_layers < parallel.pipeline:
-            raise refusal(
-                "model.num_layers",
-                model.num_layers,
-                f"must be at least parallel.pipeline = {parallel.pipeline} (or give parallel.layers_per_stage)",
-            )
-        if stages is not None and sum(stages) != model.num_layers:
-            raise refusal("parallel.layers_per_stage", stages, f"must add up to model.num_layers = {model.num_layers}")
-        if self.data.separate_documents and model.attention_dropout:
-            raise refusal(
-                "model.attention_dropout", model.attention_dropout, "must be 0 with data.separate_documents = true"
-            )
-        if training.precision != "fp32" and parallel.zero_stage == 0:
-            raise refusal("parallel.zero_stage", 0, f"must be above 0 with training.precision = {training.precision}")
+        self._require(
+            stages is not None or model.num_layers >= parallel.pipeline,
+            "model.num_layers",
+            f"must be at least parallel.pipeline = {parallel.pipeline} (or give parallel.layers_per_stage)",
+        )
+        self._require(
+            stages is None or sum(stages) == model.num_layers,
+            "parallel.layers_per_stage",
+            f"must add up to model.num_layers = {model.num_layers}",
+        )
+        self._require(
+            not self.data.separate_documents or not model.attention_dropout,
+            "model.attention_dropout",
+            "must be 0 with data.separate_documents = true",
+        )
+        self._require(
+            training.precision == "fp32" or parallel.zero_stage > 0,
+            "parallel.zero_stage",
+            f"must be above 0 with training.precision = {training.precision}",
+        )
+
+    def _check_deepspeed(self) -> None:
+        parallel, offload = self.parallel, self.deepspeed.offload_optimizer == "cpu"
+        for axis, possible in (("zero_stage", parallel.zero_stage > 0), ("pipeline", parallel.pipeline == 1)):
+            where = f"with parallel.{axis} = {getattr(parallel, axis)}"
+            overlap = bool(self.deepspeed.overlap_comm)
+            self._require(possible or not overlap, "deepspeed.overlap_comm", f"must be null or false {where}")
+            # In bf16 the pipeline engine hands the offloading optimizer wrong gradients: the norm was 28 % off.
+            self._require(possible or not offload, "deepspeed.offload_optimizer", f"must be none {where}")
+        self._require(
+            # On a GPU the other implementations are CUDA kernels, and what is offloaded lies in the host's memory.
+            not offload or self.optimizer.implementation in ("torch", "deepspeed_cpu"),
+            "optimizer.implementation",
+            "must be one of torch, deepspeed_cpu with deepspeed.offload_optimizer = cpu",
+        )
 
     def _check_lengths(self) -> None:
         training, schedule = self.training, self.schedule
-        if training.global_batch_size % training.micro_batch_size:
-            raise refusal(
-                "training.global_batch_size",
-                training.global_batch_size,
-                f"must be divisible by training.micro_batch_size = {training.micro_batch_size}",
-            )
-        if schedule.warmup_steps > training.steps:
-            raise refusal(
-                "schedule.warmup_steps", schedule.warmup_steps, f"must not exceed training.steps = {training.steps}"
-            )
-        if schedule.decay_steps is None:
-            return
-        if schedule.kind != "wsd":
-            raise refusal(
-                "schedule.decay_steps", schedule.decay_steps, f"must be null with schedule.kind = {schedule.kind}"
-            )
-        if schedule.warmup_steps + schedule.decay_steps > training.steps:
-            raise refusal(
-                "schedule.decay_steps",
-                schedule.decay_steps,
-                f"must leave room for schedule.warmup_steps = {schedule.warmup_steps} in training.steps = "
-                f"{training.steps}",
-            )
+        self._require(
+            training.global_batch_size % training.micro_batch_size == 0,
+            "training.global_batch_size",
+            f"must be divisible by training.micro_batch_size = {training.micro_batch_size}",
+        )
+        self._require(
+            schedule.warmup_steps <= training.steps,
+            "schedule.warmup_steps",
+            f"must not exceed training.steps = {training.steps}",
+        )
+        decay = schedule.decay_steps
+        self._require(
+            decay is None or schedule.kind == "wsd",
+            "schedule.decay_steps",
+            f"must be null with schedule.kind = {schedule.kind}",
+        )
+        self._require(
+            decay is None or schedule.warmup_steps + decay <= training.steps,
+            "schedule.decay_steps",
+            f"must leave room for schedule.warmup_steps = {schedule.warmup_steps} in training.steps = {training.steps}",
+        )

@@ -47,6 +47,38 @@ class ParallelConfig(Section):
         return self
 
 
+class DeepSpeedConfig(Section):
+    """How DeepSpeed moves and keeps what it holds, under DeepSpeed's own names; none of it changes the mathematics."""
+
+    reduce_bucket_size: int = Field(
+        50_000_000, ge=1, description="Elements of a gradient reduction; DeepSpeed's own 5e8 allocates 2 GB in fp32."
+    )
+    allgather_bucket_size: int = Field(
+        50_000_000, ge=2, multiple_of=2, description="Elements of a gathering of updated weights; even."
+    )
+    overlap_comm: bool | None = Field(
+        None,
+        description="Reduce gradients during the backward pass; null means where it is possible: on CUDA, with "
+        "ZeRO and without a pipeline.",
+    )
+    stage3_prefetch_bucket_size: int = Field(
+        50_000_000, ge=0, description="ZeRO-3: elements of weights fetched ahead of their use."
+    )
+    stage3_param_persistence_threshold: int = Field(
+        100_000, ge=0, description="ZeRO-3: weights with fewer elements stay whole on every rank."
+    )
+    stage3_max_live_parameters: int = Field(
+        1_000_000_000, ge=0, description="ZeRO-3: elements of weights that a rank may hold whole at a time."
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        "none", description="Where the optimizer's state lives and steps; cpu saves device memory and costs time."
+    )
+    initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: the loss scale starts at 2 to this power.")
+    loss_scale_window: int = Field(
+        1000, ge=1, description="fp16: steps without an overflow after which the loss scale doubles."
+    )
+
+
 class TrainingConfig(Section):
     """Length, batch and numerics of the run."""
 

@@ -5,11 +5,13 @@ PyYAML follows YAML 1.1, where `1e-4` is text (a float needs a point and a signe
 """
 
 import re
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
+# Of a document with its aliases written out; no configuration comes near either.
+_MOST_NODES = 100_000
+_MOST_LEVELS = 100
 _FIRST_OF_NUMBER = list("-+.0123456789")
 # The core schema of YAML 1.2.2, section 10.3.2.
 _RESOLVERS: tuple[tuple[str, str, list[str]], ...] = (
@@ -26,18 +28,6 @@ _RESOLVERS: tuple[tuple[str, str, list[str]], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping, refusing a key that is written twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value} appears twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
     def construct_core_int(self, node: yaml.ScalarNode) -> int:
         """Build an integer; a leading zero means nothing, where YAML 1.1 reads octal."""
         text = self.construct_scalar(node)
@@ -54,11 +44,6 @@ class _Dumper(yaml.SafeDumper):
         """Write text, with line breaks other than a newline escaped: in plain style PyYAML reads them as spaces."""
         style = '"' if any(character in text for character in "\r\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        """Indent the items of a block list below their key."""
-        del indentless
-        super().increase_indent(flow, indentless=False)
 
 
 # The dumper keeps the 1.1 resolvers beside ours: text that either version would read as something else is quoted.
@@ -81,16 +66,58 @@ def parse_yaml(text: str) -> Any:
         Its value; None for an empty document.
 
     Raises:
-        ValueError: Where the text is no YAML or repeats a key; one line that ends with the position.
+        ValueError: Where the text is no YAML, repeats a key or is far too large; one line, as a rule with the position.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        document = loader.get_single_node()
+        if document is None:
+            return None
+        _measure(document, {})
+        # Copied, so that what an override writes through one alias does not show through the others.
+        return _plain(loader.construct_document(document))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ValueError(f"{error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Count the nodes and levels of a value before it is built, and refuse repeated keys.
+
+    An alias counts as all that it stands for: nine lines of aliases can mean a billion nodes, which are one object
+    each to YAML but not to who checks or prints them.
+    """
+    if id(node) in known:
+        return known[id(node)]
+    # Until it is known: a value within itself stands for any number.
+    known[id(node)] = _MOST_NODES, 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_repeated_keys(node)
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    below = [_measure(child, known) for child in children]
+    size, levels = 1 + sum(size for size, _ in below), 1 + max((levels for _, levels in below), default=0)
+    if size > _MOST_NODES or levels > _MOST_LEVELS:
+        problem = f"stands for more than {_MOST_NODES} values" if size > _MOST_NODES else "nested too deeply"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    known[id(node)] = size, levels
+    return size, levels
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value} appears twice", problem_mark=key.start_mark)
+            seen.add(key.value)
 
 
 def format_yaml(value: Any) -> str:
@@ -105,22 +132,19 @@ def format_yaml(value: Any) -> str:
     return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def show(value: object, limit: int = 80) -> str:
-    """A value as a user would write it in YAML, on one line.
-
-    Args:
-        value: Anything; what YAML cannot express is shown as Python would.
-        limit: Characters after which it is cut.
-
-    Returns:
-        The text, with `...` in place of what was cut.
-    """
+def show(value: object) -> str:
+    """A value as a user would write it in YAML, shortened; what YAML cannot express is shown as Python would."""
     try:
         text = yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True)
     except yaml.YAMLError:
         text = repr(value)
-    text = " ".join(text.removesuffix("...\n").split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return shorten(text.removesuffix("...\n"))
+
+
+def shorten(text: str) -> str:
+    """Text on one line of at most 80 characters, with `...` in place of what was cut."""
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _plain(value: Any) -> Any:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from megaqk.config.model import ModelConfig
 from megaqk.config.root import Config
 from megaqk.model.taps import Taps
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.rng import DropoutRng
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from megaqk.config.model import ModelConfig
 from megaqk.model.parameters import vector_role
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.sharding import new_parameter
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 
 class LayerNorm(nn.Module):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 # torch 2.13 renamed the single-tensor forms; older releases know only the second names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.sharding import sharding_of
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 
 def partial_gradient_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

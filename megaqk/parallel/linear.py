@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megaqk.parallel.collectives import reduce_output, start_gather_sequence, start_reduce_scatter_sequence
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.sharding import new_parameter
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 
 class _ColumnParallel(torch.autograd.Function):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 
 @dataclass(frozen=True, kw_only=True)

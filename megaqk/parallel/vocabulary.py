@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megaqk.parallel.collectives import reduce_output
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.linear import column_parallel_linear
 from megaqk.parallel.sharding import new_parameter
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 IGNORE_INDEX = -100
 """A label that carries no loss."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from megaqk.config.root import Config
 from megaqk.errors import AgreedError, UserError
-from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.tensor_parallel import TensorParallel
 from megaqk.runtime.agreement import agreed
 from megaqk.runtime.launch import Launch
 

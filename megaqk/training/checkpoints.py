@@ -221,7 +221,7 @@ def _words(value: Any) -> str:
 def changed_keys(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The keys in which a resumed run differs from the checkpoint, as `section.key = now (was then)`."""
     return [
-        f"{section}.{key} = {value} (was {was.get(section, {}).get(key)})"
+        f"{section}.{key} = {show(value)} (was {show(was.get(section, {}).get(key))})"
         for section, keys in now.items()
         if section not in FREE_SECTIONS and isinstance(keys, dict)
         for key, value in keys.items()

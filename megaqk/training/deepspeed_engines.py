@@ -21,7 +21,7 @@ from megaqk.parallel.gradients import (
     partial_gradient_parameters,
     reduce_partial_gradients,
 )
-from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 
 class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]

@@ -75,7 +75,7 @@ class TrainingEngine:
         self.implementation = " + ".join((adamw.description, *(owner.name for owner in owners)))
         self.staged = world.pipeline > 1
         self.module: StagedDecoder | Decoder
-        settings = deepspeed_config(config, world, cuda=world.device.type == "cuda")
+        settings = deepspeed_config(config, micro_batches=world.micro_batches, cuda=world.device.type == "cuda")
         with quiet():
             if self.staged:
                 self.module = StagedDecoder(context, world)

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from megaqk.optim.groups import ParameterGroup, groups_missing_on
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.sharding import new_parameter
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 PLACEHOLDER_SIZE = 64
 """Elements of the inert tensor that stands for a parameter group on a pipeline stage that owns none of it."""

@@ -9,22 +9,29 @@ or, for a validation, `valid_loss` and `valid_perplexity`. JSON has no word for 
 written as null, which every reader takes for a missing number; TensorBoard's files say which of them it was.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
+import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsFloat, TextIO
+from typing import Any, BinaryIO, SupportsFloat
 
 from megaqk.errors import UserError
+from megaqk.runtime.files import os_errors_named, written_whole
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-# TensorBoard writes in the background; this is how old its view of a running training may be.
-_FLUSH_SECONDS = 10
 
 Number = int | float | SupportsFloat
+
+logger = logging.getLogger("megaqk")
 
 
 class MetricsWriter:
@@ -40,57 +47,56 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path, *, resume_step: int = 0, enabled: bool = True) -> None:
-        self._file: TextIO | None = None
-        self._tensorboard: Any = None  # A SummaryWriter, which has no usable types.
+        self._path = run_dir / METRICS_FILE
+        self._file: BinaryIO | None = None
+        self._events: _EventFile | None = None
         if not enabled:
             return
-        # It costs a second to import, and only one rank needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / METRICS_FILE
-        _drop_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
-        folder = run_dir / TENSORBOARD_FOLDER
-        purge_step = resume_step + 1 if folder.exists() else None
-        self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
+        with os_errors_named(self._path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _keep_until(self._path, resume_step)
+            self._file = self._path.open("ab")
+        self._events = _EventFile(run_dir / TENSORBOARD_FOLDER, first_step=resume_step + 1)
 
     def write(self, record: Mapping[str, Number | None]) -> None:
         """Write one record.
 
         Args:
             record: Metric names and values, `step` among them. A value of None is not known and left out.
+
+        Raises:
+            UserError: The operating system refused to write, a full disk for example.
         """
-        if self._file is None:
+        if self._file is None or self._events is None:
             return
         step = int(_plain(record["step"]))
         values = {name: _plain(value) for name, value in record.items() if name != "step" and value is not None}
         line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-        # One write call for the whole line: whoever reads along never sees half of one from a living writer.
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        self._write_event(self._tensorboard, step, values)
-
-    @staticmethod
-    def _write_event(tensorboard: Any, step: int, values: Mapping[str, int | float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        # One event with many values is several times cheaper than as many calls of add_scalar.
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        tensorboard.file_writer.add_summary(summary, step)
+        with os_errors_named(self._path):
+            # One write call for the whole line: whoever reads along never sees half of one from a living writer.
+            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        self._events.write(step, values)
 
     def flush(self) -> None:
         """Put everything on disk; called before a checkpoint, so that a run resumed from it has all records."""
-        if self._file is not None:
+        if self._file is None or self._events is None:
+            return
+        with os_errors_named(self._path):
             os.fsync(self._file.fileno())
-            self._tensorboard.flush()
+        self._events.sync()
 
     def close(self) -> None:
-        """Write what is left and close the files; a second call does nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
-        self._file = self._tensorboard = None
+        """Close the files; a second call does nothing."""
+        file, events = self._file, self._events
+        self._file = self._events = None
+        # What a full disk refused is tried again here, and has been reported.
+        with contextlib.suppress(OSError):
+            if file is not None:
+                file.close()
+        with contextlib.suppress(OSError):
+            if events is not None:
+                events.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -101,6 +107,57 @@ class MetricsWriter:
         self.close()
 
 
+class _EventFile:
+    """A file for TensorBoard, which takes all files of a folder, in the order of their names, for one run.
+
+    Not torch's SummaryWriter: that one writes in a thread, where a full disk is a traceback on the terminal first and
+    an error without a file name at some later step.
+
+    Args:
+        folder: Where the files are; made if it is not there.
+        first_step: The step from which on older files in the folder are void.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        # A quarter of a second to import, and only one rank needs it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._step, self._tags = 0, set[str]()
+        with os_errors_named(self._path):
+            folder.mkdir(exist_ok=True)
+            self._file = self._path.open("xb")
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: Mapping[str, int | float]) -> None:
+        """Add points; of a value that a step has in two records, TensorBoard gets the first."""
+        if step != self._step:
+            self._step, self._tags = step, set()
+        new = {tag: value for tag, value in values.items() if tag not in self._tags}
+        self._tags |= new.keys()
+        points = [self._summary.Value(tag=tag, simple_value=value) for tag, value in new.items()]
+        self._add(step=step, summary=self._summary(value=points))
+
+    def _add(self, **fields: Any) -> None:
+        with os_errors_named(self._path):
+            self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Put what was written on disk."""
+        with os_errors_named(self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a `metrics.jsonl`, without a last line that a killed run left unfinished.
 
@@ -109,32 +166,54 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file; name the metrics.jsonl of a run")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            step = record["step"]
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                return
+    lines = _lines(path)
+    for number, (line, record) in enumerate(lines, start=1):
+        if record is not None:
+            yield record
+        elif number < len(lines):
             raise UserError(
-                f"{path}: line {number} is not a record, a JSON object with a step: {line[:80]!r}"
-            ) from None
-        assert isinstance(step, int)
-        yield record
+                f"{path}: line {number} is not a record, a JSON object with a step: {line[:80]!r}; remove the line, or "
+                "resume the run, which puts the damaged file aside and keeps the records"
+            )
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Remove the records after a step, and an unfinished last line, in one move that a kill cannot halve."""
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Every line of a `metrics.jsonl`, with its record where it is one."""
+    with os_errors_named(path):
+        return [(line, _record(line)) for line in path.read_bytes().splitlines()]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # of bytes that are no UTF-8 too
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Remove the records after a step, and an unfinished last line, in one move that a kill cannot halve.
+
+    A bad line further up (a disk that was full or failed) must not end a long run: the file is kept beside and goes on
+    without it.
+    """
     if not path.exists():
         return
-    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.writelines(kept)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    lines = _lines(path)
+    bad = sum(record is None for _, record in lines[:-1])
+    if bad:
+        names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+        aside = next(name for name in names if not name.exists())
+        shutil.copyfile(path, aside)
+        logger.warning(
+            "%s: %d of %d lines are not records and were left out; the file as it was is %s",
+            path,
+            bad,
+            len(lines),
+            aside.name,
+        )
+    with written_whole(path) as beside:
+        beside.write_bytes(b"".join(line + b"\n" for line, record in lines if record and record["step"] <= step))
 
 
 def _plain(value: Number | None) -> int | float:

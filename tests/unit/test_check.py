@@ -52,7 +52,10 @@ def test_no_override_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("model.hidden_size=100000000000", "model.hidden_size = 100000000000: must be at most 1000000"),
         ("training.steps=x", "training.steps = x: must be an integer"),
         ("parallel.tensor=2", "world size = 1: must be a multiple of parallel.tensor x parallel.pipeline = 2 x 1 = 2"),
-        ("deepspeed.bf16.enabled=true", "deepspeed.bf16.enabled = true: must not be given; use training.precision"),
+        (
+            "deepspeed.reduce_bucket=1",
+            "deepspeed.reduce_bucket = 1: unknown key; did you mean deepspeed.reduce_bucket_size?",
+        ),
         (
             "qk_timing={enabled: true, projections: [ffn_gate]}",
             "qk_timing.projections = ffn_gate: names no parameter of this model; model.feed_forward = gelu has no gate",

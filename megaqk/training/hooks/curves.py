@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megaqk.errors import UserError
+from megaqk.runtime.files import written_whole
 from megaqk.training.metrics import METRICS_FILE, read_metrics
 from megaqk.training.trainer import Hook, Trainer
 
@@ -34,7 +35,7 @@ def write_curves(metrics_path: Path, png_path: Path) -> None:
         png_path: The picture to write; its folder must exist.
 
     Raises:
-        UserError: There are no records to draw.
+        UserError: There are no records to draw, or the picture cannot be written.
     """
     # Half a second to import, and no other part of the program needs it. The Figure class draws without a display and
     # without matplotlib's global state.
@@ -53,7 +54,8 @@ def write_curves(metrics_path: Path, png_path: Path) -> None:
     multiplier.set_ylabel("multiplier")
     multiplier.set_ylim(bottom=min(0.0, multiplier.get_ylim()[0]))
     multiplier.set_xlabel("step")
-    figure.savefig(png_path, dpi=120, format="png")
+    with written_whole(png_path) as beside:
+        figure.savefig(beside, dpi=120, format="png")
 
 
 def _groups(records: Sequence[dict[str, Any]], prefix: str) -> dict[str, str]:

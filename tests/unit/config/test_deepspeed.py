@@ -4,17 +4,20 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.precision_config import DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from megaqk.config.checks import check_world
-from megaqk.config.deepspeed import OWNED, deepspeed_config
-from megaqk.config.deepspeed_keys import KNOWN
+from megaqk.config import run
+from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.loading import build_config
 from megaqk.errors import UserError
+from megaqk.parallel.world import World
+from megaqk.runtime.launch import Launch
 
 
 def derive(sections: dict[str, Any], world_size: int = 1, *, cuda: bool = False) -> dict[str, Any]:
     config = build_config(sections)
-    return deepspeed_config(config, check_world(config, world_size), cuda=cuda)
+    return deepspeed_config(config, micro_batches=World(config, Launch(world_size=world_size)).micro_batches, cuda=cuda)
 
 
 def accepted(settings: dict[str, Any], data: int, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -37,9 +40,14 @@ def test_deepspeed_reads_what_we_mean(precision: str, stage: int, monkeypatch: p
     read = accepted(derive(sections, 6), 3, monkeypatch)
     assert (read.train_batch_size, read.train_micro_batch_size_per_gpu, read.gradient_accumulation_steps) == (24, 2, 4)
     assert read.zero_optimization_stage == stage
+    # It would reorder gradients by rank, and with them the sums.
     assert read.zero_config.round_robin_gradients is False
+    assert read.zero_config.contiguous_gradients is True
+    assert read.zero_config.reduce_scatter is True
     assert read.zero_config.overlap_comm is False
     assert read.zero_config.compute_grad_norm is True
+    assert read.zero_config.offload_optimizer.device == "none"
+    assert read.zero_config.reduce_bucket_size == read.zero_config.allgather_bucket_size == 50_000_000
     assert read.gradient_clipping == 0.0
     assert read.bfloat16_config.enabled is (precision == "bf16")
     assert read.float16_config.enabled is (precision == "fp16")
@@ -50,176 +58,110 @@ def test_deepspeed_reads_what_we_mean(precision: str, stage: int, monkeypatch: p
     assert not read.wall_clock_breakdown
     assert not read.timers_config.enabled
     assert read.zero_allow_untested_optimizer is True
+    assert read.zero_force_ds_cpu_optimizer is False
     assert read.optimizer_name is None
     assert read.scheduler_name is None
+
+
+def test_deepspeed_reads_every_key_of_its_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = {
+        "reduce_bucket_size": 11,
+        "allgather_bucket_size": 12,
+        "overlap_comm": True,
+        "stage3_prefetch_bucket_size": 13,
+        "stage3_param_persistence_threshold": 14,
+        "stage3_max_live_parameters": 15,
+        "offload_optimizer": "cpu",
+        "initial_scale_power": 8,
+        "loss_scale_window": 16,
+    }
+    assert section.keys() == run.DeepSpeedConfig.model_fields.keys()
+    sections = {
+        "deepspeed": section,
+        "parallel": {"zero_stage": 3},
+        "optimizer": {"implementation": "torch"},
+        "training": {"precision": "fp16"},
+    }
+    read = accepted(derive(sections), 1, monkeypatch)
+    zero, scale = read.zero_config, read.float16_config
+    assert (zero.reduce_bucket_size, zero.allgather_bucket_size, zero.overlap_comm) == (11, 12, True)
+    assert (zero.prefetch_bucket_size, zero.param_persistence_threshold, zero.max_live_parameters) == (13, 14, 15)
+    assert zero.offload_optimizer.device == "cpu"
+    # Partial offload ignores the schedule.
+    assert zero.offload_optimizer.ratio == 1.0
+    assert scale.loss_scale == 0
+    assert scale.initial_dynamic_scale() == 2**8
+    assert scale.dynamic_loss_scale_args()["scale_window"] == 16
+
+
+def test_our_defaults_are_those_of_deepspeed_but_for_the_buckets() -> None:
+    theirs = DeepSpeedZeroConfig().model_dump(by_alias=True) | DeepSpeedFP16Config().model_dump()
+    ours = run.DeepSpeedConfig().model_dump(exclude={"overlap_comm", "offload_optimizer"})
+    assert {key for key, value in ours.items() if theirs[key] != value} == {
+        "reduce_bucket_size",
+        "allgather_bucket_size",
+    }
 
 
 def test_clipping_is_passed_on() -> None:
     assert derive({"optimizer": {"grad_clip": 0.5}})["gradient_clipping"] == 0.5
 
 
-def test_communication_overlaps_only_where_that_is_possible() -> None:
-    def overlap(parallel: dict[str, int], world_size: int, cuda: bool) -> bool:
-        return bool(derive({"parallel": parallel}, world_size, cuda=cuda)["zero_optimization"]["overlap_comm"])
+def test_communication_overlaps_where_that_is_possible() -> None:
+    def overlap(parallel: dict[str, int], world_size: int, cuda: bool, asked: bool | None = None) -> bool:
+        sections = {"parallel": parallel, "deepspeed": {"overlap_comm": asked}}
+        return bool(derive(sections, world_size, cuda=cuda)["zero_optimization"]["overlap_comm"])
 
     assert overlap({"zero_stage": 1}, 1, cuda=True)
     assert not overlap({"zero_stage": 1}, 1, cuda=False)
     assert not overlap({"zero_stage": 0}, 1, cuda=True)
     assert not overlap({"zero_stage": 1, "pipeline": 2}, 2, cuda=True)
-
-
-def test_extra_keys_are_merged_deeply(monkeypatch: pytest.MonkeyPatch) -> None:
-    extra = {
-        "zero_optimization": {"reduce_bucket_size": 1000, "offload_optimizer": {"device": "cpu"}},
-        "fp16": {"initial_scale_power": 8},
-        "comms_logger": {"enabled": True},
-    }
-    settings = derive({"deepspeed": extra})
-    assert settings["zero_optimization"]["stage"] == 1
-    assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
-    assert settings["fp16"] == {"enabled": False, "initial_scale_power": 8}
-    assert accepted(settings, 1, monkeypatch).zero_config.offload_optimizer.device == "cpu"
-
-
-def test_the_configuration_is_not_shared_between_calls() -> None:
-    config = build_config({"deepspeed": {"zero_optimization": {"reduce_bucket_size": 7}}})
-    layout = check_world(config, 1)
-    deepspeed_config(config, layout)["zero_optimization"]["stage"] = 3
-    assert deepspeed_config(config, layout)["zero_optimization"]["stage"] == 1
+    assert not overlap({"zero_stage": 1}, 1, cuda=True, asked=False)
+    assert overlap({"zero_stage": 1}, 1, cuda=False, asked=True)
 
 
 @pytest.mark.parametrize(
-    ("extra", "line"),
+    ("sections", "line"),
     [
-        ({"train_batch_size": 4}, "deepspeed.train_batch_size = 4: must not be given; use training.global_batch_size"),
         (
-            {"zero_optimization": {"stage": 2}},
-            "deepspeed.zero_optimization.stage = 2: must not be given; use parallel.zero_stage",
-        ),
-        ({"bf16": {"enabled": True}}, "deepspeed.bf16.enabled = true: must not be given; use training.precision"),
-        (
-            {"optimizer": {"type": "Adam"}},
-            "deepspeed.optimizer = {type: Adam}: must not be given; use optimizer.lr and its neighbours",
+            {"deepspeed": {"overlap_comm": True}, "parallel": {"pipeline": 2}},
+            "deepspeed.overlap_comm = true: must be null or false with parallel.pipeline = 2",
         ),
         (
-            {"pipeline": {"activation_checkpoint_interval": 1}},
-            "deepspeed.pipeline = {activation_checkpoint_interval: 1}: must not be given; use parallel.sequence and "
-            "training.recompute",
+            {"deepspeed": {"overlap_comm": True}, "parallel": {"zero_stage": 0}},
+            "deepspeed.overlap_comm = true: must be null or false with parallel.zero_stage = 0",
         ),
         (
-            {"gradient_allreduce_op": "sum"},
-            "deepspeed.gradient_allreduce_op = sum: must not be given; the gradient is the mean over the global batch",
-        ),
-        ({"zero_optimization": 2}, "deepspeed.zero_optimization = 2: must be a mapping of keys"),
-        (
-            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
-            "deepspeed.zero_optimization.offload_optimizer.ratio = 0.5: must not be given; "
-            "an optimizer offloaded in part ignores the schedule",
+            {"deepspeed": {"offload_optimizer": "cpu"}, "parallel": {"zero_stage": 0}},
+            "deepspeed.offload_optimizer = cpu: must be none with parallel.zero_stage = 0",
         ),
         (
-            {"checkpoint": {"load_universal": True}},
-            "deepspeed.checkpoint.load_universal = true: must not be given; "
-            "a run goes on from the checkpoints in run.dir",
+            {"deepspeed": {"offload_optimizer": "cpu"}, "parallel": {"pipeline": 2}},
+            "deepspeed.offload_optimizer = cpu: must be none with parallel.pipeline = 2",
         ),
         (
-            {"wall_clock_breakdown": True},
-            "deepspeed.wall_clock_breakdown = true: must come with deepspeed.steps_per_print above 0",
+            {"deepspeed": {"offload_optimizer": "cpu"}},
+            "optimizer.implementation = auto: must be one of torch, deepspeed_cpu with deepspeed.offload_optimizer "
+            "= cpu",
+        ),
+        (
+            {"deepspeed": {"offload_optimizer": "nvme"}},
+            "deepspeed.offload_optimizer = nvme: must be one of none, cpu",
+        ),
+        (
+            {"deepspeed": {"reduce_bucket_sise": 5}},
+            "deepspeed.reduce_bucket_sise = 5: unknown key; did you mean deepspeed.reduce_bucket_size?",
+        ),
+        ({"deepspeed": {"reduce_bucket_size": 0}}, "deepspeed.reduce_bucket_size = 0: must be at least 1"),
+        ({"deepspeed": {"allgather_bucket_size": 5}}, "deepspeed.allgather_bucket_size = 5: must be a multiple of 2"),
+        (
+            {"deepspeed": {"zero_optimization": {"reduce_bucket_size": 5}}},
+            "deepspeed.zero_optimization = {reduce_bucket_size: 5}: unknown key; allowed in deepspeed: "
+            "reduce_bucket_size, ",
         ),
     ],
 )
-def test_keys_that_we_decide_are_refused(extra: dict[str, Any], line: str) -> None:
+def test_what_the_section_refuses(sections: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as caught:
-        derive({"deepspeed": extra})
-    assert str(caught.value) == line
-
-
-@pytest.mark.parametrize("path", OWNED)
-def test_every_owned_key_is_refused_by_name(path: str) -> None:
-    value: Any = 1
-    for part in reversed(path.split(".")):
-        value = {part: value}
-    with pytest.raises(UserError, match=rf"^deepspeed\.{path} = 1: must not be given; "):
-        derive({"deepspeed": value})
-
-
-@pytest.mark.parametrize(
-    ("extra", "line"),
-    [
-        ({"comms_loger": 1}, "deepspeed.comms_loger = 1: no key of DeepSpeed 0.19; did you mean comms_logger?"),
-        ({"zero_optimisation": {}}, "deepspeed.zero_optimisation = {}: no key of DeepSpeed 0.19; did you mean zero_op"),
-        ({"xyz": 1}, "deepspeed.xyz = 1: no key of DeepSpeed 0.19; allowed: aio, allgather_size, autotuning, bf16, "),
-        # Removed from DeepSpeed: it would raise.
-        ({"nebula": {}}, "deepspeed.nebula = {}: no key of DeepSpeed 0.19; allowed: "),
-        (
-            {"zero_optimization": {"reduce_bucket_sise": 5}},
-            "deepspeed.zero_optimization.reduce_bucket_sise = 5: no key of DeepSpeed 0.19; "
-            "did you mean reduce_bucket_size?",
-        ),
-        (
-            {"zero_optimization": {"prefetch_buckets": 5}},
-            "deepspeed.zero_optimization.prefetch_buckets = 5: no key of DeepSpeed 0.19; "
-            "did you mean stage3_prefetch_bucket_size?",
-        ),
-        (
-            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
-            "deepspeed.zero_optimization.offload_optimizer.devise = cpu: no key of DeepSpeed 0.19; did you mean dev",
-        ),
-        (
-            {"zero_optimization": {"offload_optimizer": {"device": "disk"}}},
-            "deepspeed.zero_optimization.offload_optimizer.device = disk: must be one of none, cpu, nvme",
-        ),
-        (
-            {"zero_optimization": {"offload_optimizer": 5}},
-            "deepspeed.zero_optimization.offload_optimizer = 5: must be a section of keys",
-        ),
-        (
-            {"zero_optimization": {"reduce_bucket_size": 0}},
-            "deepspeed.zero_optimization.reduce_bucket_size = 0: must be above 0",
-        ),
-        (
-            {"zero_optimization": {"allgather_bucket_size": 1.5}},
-            "deepspeed.zero_optimization.allgather_bucket_size = 1.5: must be an integer",
-        ),
-        (
-            {"zero_optimization": {"reduce_scatter": "perhaps"}},
-            "deepspeed.zero_optimization.reduce_scatter = perhaps: must be true or false",
-        ),
-        ({"zero_optimization": {1: 2}}, "deepspeed.zero_optimization = "),
-        (
-            {"fp16": {"loss_scale": -1}},
-            "deepspeed.fp16.loss_scale = -1: fp16.loss_scale must be >= 0 (0 enables dynamic loss scaling)",
-        ),
-        ({"bf16": {"enable": True}}, "deepspeed.bf16.enable = true: no key of DeepSpeed 0.19; "),
-    ],
-)
-def test_what_deepspeed_does_not_know_is_refused(extra: dict[Any, Any], line: str) -> None:
-    with pytest.raises(UserError) as caught:
-        derive({"deepspeed": extra})
+        build_config(sections)
     assert str(caught.value).startswith(line)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_known_keys_are_those_that_deepspeed_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: set[str] = set()
-
-    class Recorder(dict[str, Any]):
-        def __contains__(self, key: object) -> bool:
-            read.add(str(key))
-            return super().__contains__(key)
-
-        def __getitem__(self, key: str) -> Any:
-            read.add(key)
-            return super().__getitem__(key)
-
-        def get(self, key: str, default: Any = None) -> Any:
-            read.add(key)
-            return super().get(key, default)
-
-        def keys(self) -> Any:
-            return self
-
-        def __copy__(self) -> "Recorder":
-            return self
-
-    accepted(Recorder(derive({})), 1, monkeypatch)
-    assert not [key for key in sorted(KNOWN) if key not in read | {"allgather_size", "vocabulary_size"}]

@@ -58,6 +58,11 @@ def test_an_override_reaches_into_a_list_of_rules(tmp_path: Path) -> None:
     assert config.qk_timing.rules[1].layers.range == (2, 3)
 
 
+def test_an_override_reaches_one_of_two_aliases_only(tmp_path: Path) -> None:
+    config = load(tmp_path, "qk_timing: {rules: [&rule {hold: 0.1}, *rule]}", "qk_timing.rules.0.hold=0.2")
+    assert [rule.hold for rule in config.qk_timing.rules] == [0.2, 0.1]
+
+
 def test_a_preset_fills_in_what_is_not_given(tmp_path: Path) -> None:
     model = load(tmp_path, "model: {preset: llama, feed_forward: gelu}").model
     assert (model.norm, model.bias, model.positions, model.tied_embedding) == ("rmsnorm", False, "rotary", False)
@@ -89,11 +94,24 @@ REFUSALS = [
     ("optimizer: {lr: '1e-4'}", "optimizer.lr = '1e-4': must be a number"),
     ("optimizer: {lr: .nan}", "optimizer.lr = .nan: must be a finite number"),
     ("optimizer: {betas: 0.9}", "optimizer.betas = 0.9: must be a list"),
-    ("optimizer: {betas: [0.9]}", "optimizer.betas = [0.9]: must have at least 2 entries"),
+    ("optimizer: {betas: [0.9]}", "optimizer.betas = [0.9]: must have 2 entries"),
+    ("optimizer: {betas: []}", "optimizer.betas = []: must have 2 entries"),
+    ("qk_timing: {layers: {range: [1]}}", "qk_timing.layers.range = [1]: must have 2 entries"),
     ("optimizer: {betas: [0.9, 0.9, 0.9]}", "optimizer.betas = [0.9, 0.9, 0.9]: must have at most 2 entries"),
     ("model: {bias: yes}", "model.bias = 'yes': must be true or false"),
     ("run: {dir: 3}", "run.dir = 3: must be text"),
-    ("deepspeed: 3", "deepspeed = 3: must be a mapping"),
+    ("deepspeed: 3", "deepspeed = 3: must be a section of keys"),
+    ("data: {text: a, stages: [{start_step: 1, weights: 3}]}", "data.stages[0].weights = 3: must be a mapping"),
+    (
+        "data: {text: a, stages: [{start_step: 1, weights: {7: 1}}]}",
+        "data.stages[0].weights.7: a key must be text",
+    ),
+    # In YAML's words, null among them.
+    ("model: {num_kv_heads: 1.5}", "model.num_kv_heads = 1.5: must be an integer, or null"),
+    ("model: {num_kv_heads: 0}", "model.num_kv_heads = 0: must be at least 1, or null"),
+    ("deepspeed: {overlap_comm: 1}", "deepspeed.overlap_comm = 1: must be true or false, or null"),
+    ("data: {sources: a}", "data.sources = a: must be a list, or null"),
+    ("deepspeed: {offload_optimizer: null}", "deepspeed.offload_optimizer = null: must be one of none, cpu"),
     # Values out of bounds.
     ("training: {steps: 0, seed: -1}", "training.steps = 0: must be at least 1 (and 1 more)"),
     ("optimizer: {lr: 0}", "optimizer.lr = 0: must be above 0.0"),
@@ -196,6 +214,7 @@ def test_a_refusal_is_one_line_with_key_value_and_what_is_allowed(tmp_path: Path
             "training.steps = [: the value is no YAML: expected the node content, but found '<stream end>' "
             "(line 1, column 2)",
         ),
+        ("model.x=" + "[" * 5000, f"model.x = {'[' * 77}...: the value is no YAML: nested too deeply"),
         ("training.seed.x=3", "training.seed = 3: has no keys to override"),
         ("traning.steps=3", "traning = {steps: 3}: unknown key; did you mean training?"),
         ("qk_timing.rules.1.hold=0", "qk_timing.rules.1: 1 must be an index below 1, the length of the list"),
@@ -215,6 +234,11 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         load(tmp_path, "a: 1\na: 2")
     with pytest.raises(UserError, match=r"config.yaml: \[1\]: must be a mapping of sections"):
         load(tmp_path, "[1]")
+    with pytest.raises(UserError, match=r"config.yaml: stands for more than 100000 values \(line 6, column 5\)$"):
+        load(
+            tmp_path,
+            "x0: &x0 [1]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 99)),
+        )
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary.yaml: cannot be read as a configuration: not UTF-8 text$"):
         load_config(tmp_path / "binary.yaml")
@@ -227,7 +251,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         "model: {preset: llama, num_kv_heads: 4}",
         "qk_timing: {enabled: true, layers: {list: [3, 1]}, depth_profile: geometric}",
         "qk_timing: {enabled: true, rules: [{}, {layers: {range: [0, 2]}, projections: [value], release: step}]}",
-        "deepspeed: {comms_logger: {enabled: true}}",
+        "deepspeed: {reduce_bucket_size: 1000, overlap_comm: false}",
         "run: {dir: '1e-4'}\ntraining: {precision: bf16}",
     ],
 )

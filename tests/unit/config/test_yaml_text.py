@@ -1,3 +1,6 @@
+import re
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +46,37 @@ def test_a_repeated_key_is_refused_with_its_place(text: str) -> None:
 
 def test_a_merged_key_may_be_overridden() -> None:
     assert parse_yaml("base: &b {x: 1}\nhere: {<<: *b, x: 2}")["here"] == {"x": 2}
+
+
+def test_a_mapping_may_be_merged_before_it_is_built() -> None:
+    text = "base: &a {x: 1}\nfirst: {deep: &b {<<: *a, x: 2}}\nsecond: {<<: *b}"
+    assert parse_yaml(text)["second"] == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        # Nine levels of nine aliases each, a billion values in all.
+        (
+            "- &a0 [1]\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)),
+            "stands for more than 100000 values (line 6, column 3)",
+        ),
+        ("[" + "1, " * 100_000 + "1]", "stands for more than 100000 values (line 1, column 1)"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("[" * 5000, "nested too deeply"),
+        ("[" * 101 + "]" * 101, "nested too deeply (line 1, column 1)"),
+        # A chain of aliases is as deep as what it stands for.
+        ("- &a0 [1]\n" + "".join(f"- &a{i} [*a{i - 1}]\n" for i in range(1, 200)), "nested too deeply (line 100, co"),
+        ("&a [*a]", "stands for more than 100000 values (line 1, column 1)"),
+        ("a: &a {b: {c: *a}}", "stands for more than 100000 values (line 1, column 11)"),
+    ],
+)
+def test_a_document_that_would_explode_is_refused_promptly(text: str, problem: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}"):
+        parse_yaml(text)
+    # The longest takes two seconds to scan; a bomb took more than thirty.
+    assert time.process_time() - began < 15
 
 
 def test_a_syntax_error_is_one_line() -> None:

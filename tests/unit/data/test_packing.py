@@ -12,7 +12,7 @@ from megaqk.errors import UserError
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
-from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.tensor_parallel import TensorParallel
 from megaqk.parallel.vocabulary import vocab_parallel_cross_entropy
 
 EOD = 9

@@ -11,8 +11,8 @@ from megaqk.model.block import residual_dropout
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.rng import DropoutRng
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 VOCAB, LENGTH = 61, 16
 WRITES = ("attention_write", "ffn_write")

@@ -9,8 +9,8 @@ from megaqk.config.model import ModelConfig
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.sharding import sharding_of
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 TOKENS, LAYERS = 50, 3
 

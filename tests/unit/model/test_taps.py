@@ -14,7 +14,7 @@ from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.model.taps import TapKind
-from megaqk.parallel.groups import TensorParallel
+from megaqk.parallel.tensor_parallel import TensorParallel
 from tests.harness import run_distributed
 from tests.unit.parallel.layers import all_ranks
 

@@ -13,10 +13,10 @@ from megaqk.parallel.gradients import (
     partial_gradient_parameters,
     reduce_partial_gradients,
 )
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
 from megaqk.parallel.rng import DropoutRng, dropout
 from megaqk.parallel.sharding import local_part, new_parameter, sharding_of
+from megaqk.parallel.tensor_parallel import TensorParallel
 from megaqk.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
 
 BATCH, SEQUENCE, HIDDEN, WIDE = 3, 12, 24, 36

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from megaqk.parallel.groups import TensorParallel
 from megaqk.parallel.sharding import local_part, new_parameter, sharding_of
+from megaqk.parallel.tensor_parallel import TensorParallel
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

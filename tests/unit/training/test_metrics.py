@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -100,13 +101,71 @@ def test_a_record_is_readable_at_once_and_after_flush_in_tensorboard(tmp_path: P
     writer.close()
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_a_step_that_is_logged_and_evaluated_has_one_point_for_each_tag(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        for step in (1, 2):
+            writer.write({"step": step, "tokens": 8 * step, "loss": 2.0})
+            writer.write({"step": step, "tokens": 8 * step, "valid_loss": 3.0})
+    assert scalars(tmp_path, "tokens") == [(1, 8.0), (2, 16.0)]
+    assert scalars(tmp_path, "valid_loss") == [(1, 3.0), (2, 3.0)]
+    assert [line["tokens"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [8, 8, 16, 16]
+
+
+DAMAGE = b'\xf0\x9f\x98 half a character\x00\n"step"\n{"step": "3"}\n{"step": true}\n' + b"[" * 100_000 + b"\n\xff\n"
+
+
+def test_a_damaged_line_is_named_to_a_reader(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a record, .*'nonsense'"):
+    path.write_bytes(b'{"step": 1}\n' + DAMAGE + b'{"step": 2}\n')
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: line 2 is not a record, .*half a char.*resume the run"
+    ) as caught:
         list(read_metrics(path))
+    assert len(str(caught.value).splitlines()) == 1
+    path.write_bytes(b'{"step": 1}\n\xf0\x9f')
+    assert list(read_metrics(path)) == [{"step": 1}]
     with pytest.raises(UserError, match="there is no such file"):
         list(read_metrics(tmp_path / "elsewhere.jsonl"))
+
+
+def test_a_damaged_line_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    damaged = b'{"step": 1, "loss": 0.10}\n' + DAMAGE + b'{"step": 2}\n{"step": 3}\n'
+    for number in (1, 2):
+        path.write_bytes(damaged)
+        caplog.clear()
+        with MetricsWriter(tmp_path, resume_step=2) as writer:
+            writer.write({"step": 3, "loss": 1.0})
+        # The good lines as they were, to the byte.
+        assert path.read_bytes() == b'{"step": 1, "loss": 0.10}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
+        assert path.with_name(f"metrics.jsonl.damaged-{number}").read_bytes() == damaged
+        assert (
+            f"6 of 9 lines are not records and were left out; the file as it was is metrics.jsonl.damaged-{number}"
+            in (caplog.text)
+        )
+    caplog.clear()
+    MetricsWriter(tmp_path, resume_step=3).close()
+    assert not caplog.text
+    assert len(list(tmp_path.glob("*damaged*"))) == 2
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_names_the_file(tmp_path: Path, full: str) -> None:
+    """Linux has a device that is always full; the writer's file is led to it."""
+    writer = MetricsWriter(tmp_path)
+    writer.write(record(1))
+    owner = writer if full == "metrics.jsonl" else writer._events
+    with Path("/dev/full").open("wb") as device:
+        os.dup2(device.fileno(), owner._file.fileno())  # type: ignore[union-attr]
+        with pytest.raises(UserError, match=rf"{full}.*: No space left on device$"):
+            writer.write(record(2))
+        writer.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(UserError, match=r"tensorboard.*: (File exists|Not a directory)$"):
+        MetricsWriter(tmp_path)
 
 
 def test_writing_a_record_is_cheap(tmp_path: Path) -> None:

@@ -59,3 +59,9 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
 def test_matplotlib_is_imported_only_to_draw() -> None:
     code = "import sys, megaqk.training.hooks.curves, megaqk.training.metrics; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    records = write_records(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0}])
+    with pytest.raises(UserError, match=r"elsewhere/curves\.png: No such file or directory$"):
+        write_curves(records, tmp_path / "elsewhere" / "curves.png")

@@ -1,6 +1,9 @@
 import io
+import logging
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +31,6 @@ class Terminal(io.StringIO):
 
 
 def run_of(total: int, first: int = 0, rank: int = 0) -> Any:
-    import logging
-
     return SimpleNamespace(
         config=SimpleNamespace(training=SimpleNamespace(steps=total)),
         progress=Progress(step=first),
@@ -42,27 +43,29 @@ def step(number: int) -> Step:
     return Step(progress=Progress(step=number), rates=[], last=False)
 
 
-@pytest.fixture
-def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
-    """What rank 0 prints, its logger started."""
-    stream: io.StringIO = request.param()
-    monkeypatch.setattr("sys.stderr", stream)
-    start_logging(tmp_path, 0)
-    yield stream
-    stop_logging()
+@contextmanager
+def printing(folder: Path, stream: io.StringIO) -> Iterator[None]:
+    """Rank 0 with its logger started, its terminal or pipe being a stream."""
+    before, sys.stderr = sys.stderr, stream
+    start_logging(folder, 0)
+    try:
+        yield
+    finally:
+        stop_logging()
+        sys.stderr = before
 
 
-@pytest.mark.parametrize("shown", [io.StringIO], indirect=True)
 @pytest.mark.parametrize("first", [0, 5])
-def test_plain_lines_into_a_file(shown: io.StringIO, first: int, tmp_path: Path) -> None:
-    display, run = Display(), run_of(200, first)
-    display.start(run)
-    for number in range(first + 1, 11):
-        display.step(run, step(number))
-    display.record(run, RECORD)
-    display.record(run, {"step": 10, "valid_loss": 2.0, "valid_perplexity": 7.389})
-    run.log.info("a word")
-    one, two, three = shown.getvalue().splitlines()
+def test_plain_lines_into_a_file(first: int, tmp_path: Path) -> None:
+    stream, display, run = io.StringIO(), Display(), run_of(200, first)
+    with printing(tmp_path, stream):
+        display.start(run)
+        for number in range(first + 1, 11):
+            display.step(run, step(number))
+        display.record(run, RECORD)
+        display.record(run, {"step": 10, "valid_loss": 2.0, "valid_perplexity": 7.389})
+        run.log.info("a word")
+    one, two, three = stream.getvalue().splitlines()
     assert re.fullmatch(r"step 10/200  loss 3\.2500  lr 1\.00e-03  12,346 tokens/s  left \d+:\d\d:\d\d", one)
     assert two == "step 10/200  valid loss 2.0000  perplexity 7.39"
     assert three == "megaqk: a word"
@@ -70,16 +73,16 @@ def test_plain_lines_into_a_file(shown: io.StringIO, first: int, tmp_path: Path)
     assert [line.split(" INFO ")[1] for line in log_file(tmp_path, 0).read_text().splitlines()] == [one, two, "a word"]
 
 
-@pytest.mark.parametrize("shown", [Terminal], indirect=True)
-def test_one_bar_on_a_terminal(shown: io.StringIO) -> None:
-    display, run = Display(), run_of(200, 5)
-    display.start(run)
-    for number in range(6, 11):
-        display.step(run, step(number))
-    display.record(run, RECORD)
-    run.log.info("a word")
-    display.close()
-    text = shown.getvalue()
+def test_one_bar_on_a_terminal(tmp_path: Path) -> None:
+    stream, display, run = Terminal(), Display(), run_of(200, 5)
+    with printing(tmp_path, stream):
+        display.start(run)
+        for number in range(6, 11):
+            display.step(run, step(number))
+        display.record(run, RECORD)
+        run.log.info("a word")
+        display.close()
+    text = stream.getvalue()
     assert "10/200" in text
     assert "loss 3.2500  lr 1.00e-03  12,346 tokens/s" in text
     assert "a word\n" in text
@@ -87,23 +90,23 @@ def test_one_bar_on_a_terminal(shown: io.StringIO) -> None:
     assert text.count("\n") == 2
 
 
-@pytest.mark.parametrize("shown", [io.StringIO], indirect=True)
-def test_the_time_left_follows_the_pace_of_this_run(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
+def test_the_time_left_follows_the_pace_of_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = [100.0], io.StringIO()
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     display, run = Display(), run_of(100, 40)
-    display.start(run)
-    clock[0] += 20.0
-    display.record(run, {"step": 50, "loss": 1.0})
-    assert shown.getvalue().endswith("left 0:01:40\n")
+    with printing(tmp_path, stream):
+        display.start(run)
+        clock[0] += 20.0
+        display.record(run, {"step": 50, "loss": 1.0})
+    assert stream.getvalue().endswith("left 0:01:40\n")
 
 
-@pytest.mark.parametrize("shown", [io.StringIO], indirect=True)
-def test_an_unknown_value_is_left_out(shown: io.StringIO) -> None:
-    display, run = Display(), run_of(10)
-    display.start(run)
-    display.record(run, {"step": 0, "loss": None, "lr/base": None})
-    assert shown.getvalue() == "step 0/10  left ?\n"
+def test_an_unknown_value_is_left_out(tmp_path: Path) -> None:
+    stream, display, run = io.StringIO(), Display(), run_of(10)
+    with printing(tmp_path, stream):
+        display.start(run)
+        display.record(run, {"step": 0, "loss": None, "lr/base": None})
+    assert stream.getvalue() == "step 0/10  left ?\n"
 
 
 def test_other_ranks_show_nothing_and_log_into_their_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
