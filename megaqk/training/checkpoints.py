@@ -24,6 +24,9 @@ from megaqk.training.progress import Progress
 FREE_SECTIONS = ("run", "checkpoint", "logging", "evaluation")
 """Sections that a resumed run may change without a word."""
 
+WRITER_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error")
+"""What torch's archive writer says of a full disk, in RuntimeErrors; a broken connection is one too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -109,11 +112,8 @@ def _disk_errors_named(store: CheckpointStore, step: int) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its archive writer, in one of several words.
         words = str(error)
-        if isinstance(error, RuntimeError) and not any(
-            name in words for name in ("PytorchStreamWriter", "inline_container")
-        ):
+        if isinstance(error, RuntimeError) and not any(name in words for name in WRITER_ERRORS):
             raise
         reason = (words or type(error).__name__).splitlines()[0]
         raise UserError(f"{store.folder}: step {step} could not be saved ({reason})") from error
