@@ -66,11 +66,7 @@ class Recipe:
 
 
 def encode_chunk(chunk: Chunk, recipe: Recipe, tokenizer: Tokenizer) -> Encoded:
-    """Parse and tokenise one chunk.
-
-    Raises:
-        UserError: A document is malformed and is not to be skipped.
-    """
+    """Parse and tokenise one chunk; a malformed document is skipped, or a `UserError` that names its line."""
     texts, numbers, skipped = numbered_texts(chunk, recipe.text_field, skip_bad=recipe.skip_bad)
     encoded = tokenizer.encode_batch(texts)
     # Some tokenizers spell the end of a document in text: to whoever reads the corpus it would be two documents.
@@ -146,10 +142,8 @@ def encode_in_order(
 ) -> Iterator[tuple[_Tag, Encoded]]:
     """Encode tagged chunks on `workers` processes (1: in this one) and yield them in the order given.
 
-    At most two chunks a worker are under way, so memory does not grow with the input.
-
-    Raises:
-        UserError: As `encode_chunk`; or a worker was killed.
+    At most two chunks a worker are under way, so memory does not grow with the input. Raises a `UserError` as
+    `encode_chunk`, or where a worker was killed.
     """
     if workers == 1:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.eod_token)

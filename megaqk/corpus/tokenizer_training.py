@@ -19,6 +19,8 @@ _LONGEST_LINE = 1 << 24
 # makes the same tokenizer. Threads beyond the cores cost next to nothing.
 _THREADS = 16
 _UNKNOWN = "<unk>"
+# 256 bytes, the unknown, the end of document and the newline.
+_NEEDED_PIECES = 259
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -78,6 +80,7 @@ def train_sentencepiece(
             impossible.
     """
     _check_special(special_tokens)
+    check_vocab_size(vocab_size, vocab_size_key, len(special_tokens))
     lines = _lines(texts)
     first = next(lines, None)
     if first is None:
@@ -111,6 +114,13 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise _explained(error, vocab_size, vocab_size_key) from error
     return model.getvalue()
+
+
+def check_vocab_size(vocab_size: int, key: str, num_special: int = 0) -> None:
+    """Refuse a size that no text can give a tokenizer, before any is read."""
+    needed = _NEEDED_PIECES + num_special + 1
+    if vocab_size < needed:
+        raise UserError(f"{key} = {vocab_size}: must be at least {needed}: every byte, the special tokens and a piece")
 
 
 def _check_special(special_tokens: Sequence[str]) -> None:

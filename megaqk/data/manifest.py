@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from megaqk.config.base import Section, refusal
-from megaqk.data.checksum import block_checksum
-from megaqk.data.indexed import IndexedCorpus, data_path, index_path
+from megaqk.data.checksum import measure
+from megaqk.data.indexed import data_path, file_of, index_path
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm
+from megaqk.runtime.agreement import Comm, Solo
 from megaqk.runtime.files import os_errors_named, written_whole
 
 FORMAT = 1
@@ -18,15 +18,11 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Contents(Section):
-    """What a file held when it was made.
-
-    Attributes:
-        size: Bytes.
-        checksum: See `checksum.block_checksum`.
-    """
+    """What a file held when it was made; see `checksum`. What older versions made has no probes."""
 
     size: Count
     checksum: str
+    probes: tuple[str, ...] | None = None
 
 
 class Manifest(Section):
@@ -65,15 +61,19 @@ class Manifest(Section):
             raise refusal("eod_id", self.eod_id, f"must be below vocab_size, {self.vocab_size}")
         return self
 
+    def files(self, prefix: Path) -> tuple[tuple[Path, Contents], tuple[Path, Contents]]:
+        """Return the two files of the corpus at `prefix`, and what they held."""
+        return (data_path(prefix), self.data), (index_path(prefix), self.index)
+
 
 def manifest_path(prefix: Path) -> Path:
     """Return PREFIX.manifest.json."""
-    return prefix.with_name(prefix.name + ".manifest.json")
+    return file_of(prefix, ".manifest.json")
 
 
-def measured(path: Path, *, comm: Comm | None = None, threads: int = 1) -> Contents:
+def measured(path: Path, *, comm: Comm = Solo(), threads: int = 1) -> Contents:
     """Measure a file; the ranks of `comm` divide the work and all get the answer."""
-    return Contents(size=path.stat().st_size, checksum=block_checksum(path, comm=comm, threads=threads))
+    return Contents(**measure(path, comm, threads=threads)._asdict())
 
 
 def write_manifest(prefix: Path, manifest: Manifest) -> None:
@@ -109,42 +109,3 @@ def _problem(error: ValidationError) -> str:
     # A value of another type may be as long as it likes.
     value = f" = {first['input']}" if type(first["input"]) is int else ""
     return f"{key}{value}: {message}" if key else message
-
-
-def sizes_match(prefix: Path, manifest: Manifest) -> bool:
-    """Tell whether both files have the sizes the manifest names; cheap, unlike their checksums."""
-    return all(
-        path.is_file() and path.stat().st_size == contents.size
-        for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index))
-    )
-
-
-def check_sizes(prefix: Path, manifest: Manifest) -> None:
-    """Raise a `UserError` that names the file whose size is not the manifest's, or that is missing."""
-    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
-        with os_errors_named(path):
-            size = path.stat().st_size
-        if size != contents.size:
-            raise UserError(
-                f"{path}: {size} bytes, {manifest_path(prefix).name} says {contents.size}: it was changed or damaged "
-                "after it was made; make it again, or remove the manifest of a corpus that has been replaced"
-            )
-
-
-def check_counts(corpus: IndexedCorpus, manifest: Manifest) -> None:
-    """Raise a `UserError` where the manifest counts other documents or tokens than its corpus has."""
-    for what, has, says in (
-        ("documents", corpus.num_documents, manifest.documents),
-        ("tokens", corpus.num_tokens, manifest.tokens),
-    ):
-        if has != says:
-            raise UserError(f"{manifest_path(corpus.prefix)}: {what} = {says}: must be {has}, which the corpus has")
-
-
-def is_described(prefix: Path) -> bool:
-    """Tell whether a corpus has a manifest that its files fit, and so an index that was right when it was written."""
-    try:
-        manifest = read_manifest(prefix)
-    except UserError:
-        return False
-    return manifest is not None and sizes_match(prefix, manifest)

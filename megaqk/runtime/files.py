@@ -1,10 +1,8 @@
 """Files that are either whole or absent."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,31 +49,6 @@ def written_whole(path: Path) -> Iterator[Path]:
             sync_directory(path.parent)
         finally:
             beside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
-    """Hold an advisory lock on file `path`, waiting for other processes; the kernel frees it if we die.
-
-    Args:
-        path: The file, made if need be.
-        waiting: A line for stderr where another process has the lock.
-    """
-    with os_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        with os_errors_named(path):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting is not None:
-                    sys.stderr.write(f"{waiting}\n")
-                    sys.stderr.flush()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

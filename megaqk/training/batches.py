@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megaqk.data.dataset import SampleStream
+from megaqk.data.dataset import Dataset
 from megaqk.data.packing import document_layout
 from megaqk.model.stream import Batch
 from megaqk.parallel.vocabulary import IGNORE_INDEX
@@ -28,7 +28,7 @@ class RankBatches:
 
     def __init__(
         self,
-        stream: SampleStream,
+        stream: Dataset,
         *,
         micro_batch: int,
         data_rank: int,

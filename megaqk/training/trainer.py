@@ -15,7 +15,7 @@ from megaqk.config.checks import check_world, embedding_rows
 from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
 from megaqk.corpus.prepare import prepare
-from megaqk.data.dataset import SampleStream
+from megaqk.data.dataset import Dataset
 from megaqk.data.identity import data_identity
 from megaqk.data.splits import open_splits
 from megaqk.data.unigram import unigram_perplexity
@@ -149,7 +149,7 @@ class Trainer:
         batches = min(evaluation.batches, self.valid_stream.num_samples // training.global_batch_size)
         return batches * self.layout.micro_batches or available
 
-    def _rank_batches(self, stream: SampleStream) -> RankBatches:
+    def _rank_batches(self, stream: Dataset) -> RankBatches:
         return RankBatches(
             stream,
             micro_batch=self.config.training.micro_batch_size,
