@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from megaqk.corpus.inspection import check_whole
 from megaqk.corpus.writer import IndexPart, partial_files, publish, write_index
+from megaqk.data.checksum import measured
 from megaqk.data.indexed import IndexedCorpus, data_path
-from megaqk.data.manifest import Manifest, measured, read_manifest
+from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.splits import document_bounds
 from megaqk.data.verification import sizes_match
 from megaqk.errors import UserError
@@ -31,9 +32,9 @@ class Piece(NamedTuple):
     manifest: Manifest | None
 
     @property
-    def tokens(self) -> range:
-        """The positions of its tokens."""
-        return range(self.corpus.start_of(self.first), self.corpus.start_of(self.last))
+    def tokens(self) -> npt.NDArray[Any]:
+        """Its tokens, a view of the mapped file."""
+        return self.corpus.tokens[self.corpus.start_of(self.first) : self.corpus.start_of(self.last)]
 
     def index_part(self) -> IndexPart:
         """Return this piece's share of an index."""
@@ -43,20 +44,6 @@ class Piece(NamedTuple):
     def origin(self) -> dict[str, Any]:
         """What a manifest says of where it comes from."""
         return {"corpus": self.corpus.prefix.name, "data": self.manifest.data.checksum if self.manifest else None}
-
-
-def _copy(source: int, target: int, offset: int, size: int) -> None:
-    # The kernel copies (and where the file system can, shares) the blocks; not every pair of file systems lets it.
-    while size:
-        try:
-            done = os.copy_file_range(source, target, min(size, 1 << 30), offset)
-        except OSError:
-            data = os.pread(source, min(size, 1 << 24), offset)
-            os.lseek(target, 0, os.SEEK_END)
-            done = os.write(target, data)
-        if not done:
-            raise OSError(0, "the source ended early")
-        offset, size = offset + done, size - done
 
 
 def _check_output(prefix: Path, pieces: Sequence[Piece], *, overwrite: bool) -> None:
@@ -82,9 +69,7 @@ def _assemble(prefix: Path, pieces: Sequence[Piece], note: dict[str, Any], skipp
         prefix.parent.mkdir(parents=True, exist_ok=True)
         with partial.data.open("wb") as target:
             for piece in pieces:
-                with data_path(piece.corpus.prefix).open("rb") as source:
-                    begin, size = (number * dtype.itemsize for number in (piece.tokens.start, len(piece.tokens)))
-                    _copy(source.fileno(), target.fileno(), begin, size)
+                target.write(piece.tokens.data)
             os.fsync(target.fileno())
     write_index(partial.idx, dtype, [piece.index_part() for piece in pieces])
     written, model = None, pieces[0].manifest
@@ -108,10 +93,6 @@ def merge(prefix: Path, corpora: Sequence[IndexedCorpus], *, overwrite: bool = F
 
     Returns:
         Its manifest; None where a corpus has none, and so its tokenizer is unknown.
-
-    Raises:
-        UserError: The corpora do not go together or are not what their manifests say, the output exists, or the
-            operating system refused.
     """
     pieces = [Piece(corpus, 0, corpus.num_documents, read_manifest(corpus.prefix)) for corpus in corpora]
     _check_output(prefix, pieces, overwrite=overwrite)
@@ -129,9 +110,6 @@ def split(
 
     Parts that an earlier call finished are kept. How many documents were left out is known of the whole alone, so
     that is in the parts' notes.
-
-    Raises:
-        UserError: As `merge`, before anything is written; or a part would be empty.
     """
     manifest = read_manifest(corpus.prefix)
     bounds = itertools.pairwise(document_bounds(corpus.num_documents, fractions))
@@ -167,13 +145,13 @@ def _is_there(prefix: Path, piece: Piece, note: dict[str, Any]) -> bool:
 
 
 def _same_documents(corpus: IndexedCorpus, piece: Piece) -> bool:
-    part, whole = piece.index_part(), piece.corpus
+    part = piece.index_part()
     assert part.documents is not None
     return (
-        corpus.dtype == whole.dtype
+        corpus.dtype == piece.corpus.dtype
         and _equal(corpus.lengths, part.lengths)
         and _equal(corpus.documents, part.documents, above=int(part.documents[0]))
-        and _equal(corpus.tokens, whole.tokens[piece.tokens.start : piece.tokens.stop])
+        and _equal(corpus.tokens, piece.tokens)
     )
 
 

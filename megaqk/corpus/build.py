@@ -25,8 +25,9 @@ from megaqk.corpus.progress_bar import ProgressLine
 from megaqk.corpus.shards import Place, Shards
 from megaqk.corpus.sources import Source
 from megaqk.corpus.writer import IndexPart, partial_files, publish, write_index
+from megaqk.data.checksum import measured
 from megaqk.data.indexed import file_of, token_dtype
-from megaqk.data.manifest import Manifest, measured
+from megaqk.data.manifest import Manifest
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
 from megaqk.runtime.agreement import Comm, agreed
@@ -160,13 +161,10 @@ class _Summary:
 
 
 class _Writing:
-    """Bringing the partial files from where the journal stands to the end of the inputs.
-
-    Attributes:
-        journal: What the partial files hold; replaced as a whole, so that an interrupt finds it whole.
-    """
+    """Bringing the partial files from where the journal stands to the end of the inputs."""
 
     def __init__(self, plan: _Plan, journal: Journal, data: IO[bytes], encodings: _Encodings, comm: Comm) -> None:
+        # What the files hold; replaced as a whole, so that an interrupt finds it whole.
         self.journal = journal
         self._prefix = plan.prefix
         self._itemsize = plan.dtype.itemsize

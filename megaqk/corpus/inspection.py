@@ -16,11 +16,7 @@ _SHOWN_CHARACTERS = 300
 
 
 def check_tokenizer(corpus: IndexedCorpus, tokenizer: Tokenizer) -> None:
-    """Hold a tokenizer against the manifest, or where there is none its vocabulary against a sample of the tokens.
-
-    Raises:
-        UserError: The corpus was made with another.
-    """
+    """Hold a tokenizer against the manifest, or where there is none its vocabulary against a sample of the tokens."""
     manifest = read_manifest(corpus.prefix)
     if manifest is None:
         check_tokens(corpus, tokenizer.vocab_size, at_most=_SAMPLE_TOKENS)
@@ -76,12 +72,7 @@ def check_whole(corpus: IndexedCorpus, manifest: Manifest | None) -> None:
 
 
 def verify_corpus(corpus: IndexedCorpus, *, vocab_size: int | None) -> list[str]:
-    """Read all of a corpus, and return a line for each thing found good; else raise a `UserError`.
-
-    Args:
-        corpus: The corpus.
-        vocab_size: Ids of its tokenizer; None takes the manifest's.
-    """
+    """Read all of a corpus, whose tokenizer has `vocab_size` ids or the manifest's, and list what was found good."""
     manifest = read_manifest(corpus.prefix)
     good = []
     if manifest is not None:

@@ -9,28 +9,21 @@ from pydantic import Field
 from megaqk.config.base import Section
 from megaqk.corpus.parsing import EMPTY
 from megaqk.corpus.writer import partial_files
+from megaqk.data.checksum import Count
 from megaqk.data.indexed import data_path
-from megaqk.data.manifest import Count, Manifest, read_manifest
+from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.verification import damaged_file, sizes_match
 from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named, written_whole
 
 
 class Journal(Section):
-    """Contents of PREFIX.journal.json.
+    """Contents of PREFIX.journal.json."""
 
-    Attributes:
-        state: What the corpus is being made from; another state starts afresh.
-        step: First step (see `shards`) that is not done.
-        tokens: Tokens in the partial data.
-        documents: Documents in the partial lengths, one int32 each.
-        skipped: Documents left out, by reason.
-    """
-
-    state: dict[str, Any]
-    step: Count = 0
-    tokens: Count = 0
-    documents: Count = 0
+    state: dict[str, Any]  # what the corpus is being made from; another state starts afresh
+    step: Count = 0  # the first (see `shards`) that is not done
+    tokens: Count = 0  # in the partial data
+    documents: Count = 0  # in the partial lengths, one int32 each
     skipped: dict[str, Count] = Field(default_factory=dict)
 
 
@@ -81,12 +74,6 @@ def find_made(
         itemsize: Bytes of a token.
         skip_bad: Whether malformed documents may be missing.
         overwrite: Replace what was made from something else, lacks documents, or has been damaged since.
-
-    Returns:
-        The manifest of a finished corpus or None, and the journal.
-
-    Raises:
-        UserError: Something is there that would have to be overwritten.
     """
     try:
         manifest = read_manifest(prefix)

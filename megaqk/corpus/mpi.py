@@ -35,10 +35,6 @@ class Mpi:
 
 
 def find_comm(*, mpi: bool) -> Comm:
-    """Return the MPI world where asked for or where an MPI launcher started several processes, else `Solo`.
-
-    Raises:
-        UserError: MPI is needed and not installed.
-    """
+    """Return the MPI world where asked for or where an MPI launcher started several processes, else `Solo`."""
     launched = any(os.environ.get(name, "") not in ("", "0", "1") for name in _SIZE_VARIABLES)
     return Mpi() if mpi or launched else Solo()

@@ -61,14 +61,11 @@ class Shards:
 def iterate_texts(sources: Sequence[Source], *, skip_bad: bool = False, max_bytes: int | None = None) -> Iterator[str]:
     """Yield the usable documents in the order of a corpus made from these sources, in this process.
 
-    Args:
-        sources: The inputs.
-        skip_bad: Leave malformed documents out instead of stopping.
-        max_bytes: Stop after about so many bytes of text, which come from all inputs alike.
+    Stop after about `max_bytes` of text, which come from all inputs alike.
     """
     left = max_bytes
     for (_, shard), chunk in Shards(sources, rank=0, size=1).chunks(0):
-        for text in texts_of(chunk, sources[shard].text_field, skip_bad=skip_bad)[0]:
+        for text in texts_of(chunk, sources[shard].text_field, skip_bad=skip_bad).texts:
             yield text
             if left is not None:
                 left -= len(text.encode())

@@ -31,15 +31,10 @@ def partial_files(prefix: Path) -> Partial:
 
 
 class IndexPart(NamedTuple):
-    """A run of documents in an index.
+    """A run of documents in an index."""
 
-    Attributes:
-        lengths: Tokens of each sequence, shape (sequences,); may be memory-mapped, it is read in blocks.
-        documents: Sequence boundaries of the documents, shape (documents + 1,), counted from anywhere; None: each
-            sequence is a document.
-    """
-
-    lengths: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]  # tokens of each sequence; may be memory-mapped, it is read in blocks
+    # Sequence boundaries, shape (documents + 1,), counted from anywhere; None: each sequence is a document.
     documents: npt.NDArray[np.int64] | None = None
 
     @property
@@ -84,10 +79,6 @@ def publish(prefix: Path, manifest: Manifest | None) -> None:
     The old manifest goes first, so that it never describes new files, and the old data next; the new data's rename is
     the last step and makes all of it a corpus. Whatever interrupts this leaves the partial data, with which the
     corpus is unfinished and can be published again.
-
-    Args:
-        prefix: Path of the corpus without extension.
-        manifest: Its manifest; None leaves it without one.
     """
     partial = partial_files(prefix)
     with os_errors_named(prefix):

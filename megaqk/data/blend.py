@@ -15,15 +15,10 @@ from megaqk.errors import UserError
 
 @dataclass(frozen=True)
 class Phase:
-    """Proportions from a point of the run on.
+    """Proportions from a point of the run on."""
 
-    Attributes:
-        start: First global sample position.
-        weights: One weight a source, in their order; at least one positive.
-    """
-
-    start: int
-    weights: tuple[float, ...]
+    start: int  # the first global sample position
+    weights: tuple[float, ...]  # one a source, in their order; at least one positive
 
 
 def resolve_phases(
@@ -32,11 +27,7 @@ def resolve_phases(
     sequence_length: int,
     global_batch_size: int | None,
 ) -> list[Phase]:
-    """Return the phases of a blend with their starts in samples; the first is the sources' own weights.
-
-    Raises:
-        UserError: The starts do not increase.
-    """
+    """Return the phases of a blend with their starts in samples; the first is the sources' own weights."""
     phases = [Phase(0, tuple(source.weight for source in sources))]
     for number, phase in enumerate(configured):
         if phase.start_tokens is not None:
@@ -59,11 +50,7 @@ class BlendedDataset:
 
     Each source keeps its own order and goes on in it, epoch after epoch, across phases: a phase decides how often a
     source is drawn, never what it has next. So a position's sample depends on the seed and the phases up to it alone.
-
-    Args:
-        datasets: One a source.
-        phases: In order of their starts, the first of which is 0.
-        num_samples: What to call an epoch; 0 takes the sum of the sources' epochs.
+    `num_samples` is what to call an epoch; 0 takes the sum of the sources' epochs.
     """
 
     def __init__(self, datasets: Sequence[Dataset], phases: Sequence[Phase], *, num_samples: int = 0) -> None:

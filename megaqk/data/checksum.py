@@ -11,24 +11,28 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, TypeVar
 
-from megaqk.runtime.agreement import Comm, agreed
+from pydantic import Field
+
+from megaqk.config.base import Section
+from megaqk.runtime.agreement import Comm, Solo, agreed
 from megaqk.runtime.files import os_errors_named
 
 _T = TypeVar("_T")
+Count = Annotated[int, Field(ge=0)]
 BLOCK_BYTES = 64 << 20
 PROBE_BYTES = 1 << 20
 MAX_PROBES = 64
 ALL = slice(None)
 
 
-class Measure(NamedTuple):
-    """What identifies the contents of a file."""
+class Contents(Section):
+    """What a file held when it was made. What older versions made has no probes."""
 
-    size: int
+    size: Count
     checksum: str
-    probes: tuple[str, ...]
+    probes: tuple[str, ...] | None = None
 
 
 def share_of(comm: Comm) -> slice:
@@ -48,36 +52,24 @@ def _block_digest(descriptor: int, block: int) -> bytes:
     return digest.digest()
 
 
-def _probe_offsets(size: int) -> list[int]:
-    count = min(-(-size // PROBE_BYTES), MAX_PROBES)
-    if size <= MAX_PROBES * PROBE_BYTES:
-        return [number * PROBE_BYTES for number in range(count)]
-    return [number * (size - PROBE_BYTES) // (count - 1) for number in range(count)]
-
-
 def probe_share(path: Path, share: slice = ALL) -> list[str]:
-    """Return the probes of a file that belong to a share.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+    """Return the probes of a file that belong to a share."""
     with os_errors_named(path), path.open("rb") as stream:
-        offsets = _probe_offsets(stream.seek(0, os.SEEK_END))[share]
-        blocks = (os.pread(stream.fileno(), PROBE_BYTES, at) for at in offsets)
+        size = stream.seek(0, os.SEEK_END)
+        offsets = list(range(0, size, PROBE_BYTES))
+        if len(offsets) > MAX_PROBES:
+            offsets = [number * (size - PROBE_BYTES) // (MAX_PROBES - 1) for number in range(MAX_PROBES)]
+        blocks = (os.pread(stream.fileno(), PROBE_BYTES, at) for at in offsets[share])
         return [hashlib.sha256(block).hexdigest()[:16] for block in blocks]
 
 
 def probes(path: Path, comm: Comm) -> tuple[str, ...]:
-    """Return the probes of a file, which the ranks of `comm` divide, on every rank; raises as `probe_share`."""
+    """Return the probes of a file, which the ranks of `comm` divide, on every rank."""
     return tuple(_joined(agreed(comm, lambda: probe_share(path, share_of(comm)))))
 
 
-def measure(path: Path, comm: Comm, *, threads: int = 1) -> Measure:
-    """Read all of a file, which the ranks of `comm` divide, and return its measure on every rank.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+def measured(path: Path, *, comm: Comm = Solo(), threads: int = 1) -> Contents:
+    """Read all of a file, which the ranks of `comm` divide, and measure it on every rank."""
 
     def mine() -> tuple[int, list[bytes]]:
         with os_errors_named(path), path.open("rb") as stream, ThreadPoolExecutor(threads) as pool:
@@ -87,4 +79,5 @@ def measure(path: Path, comm: Comm, *, threads: int = 1) -> Measure:
             return size, list(pool.map(lambda block: _block_digest(stream.fileno(), block), blocks))
 
     sizes, digests = zip(*agreed(comm, mine), strict=True)
-    return Measure(sizes[0], hashlib.sha256(b"".join(_joined(digests))).hexdigest(), probes(path, comm))
+    checksum = hashlib.sha256(b"".join(_joined(digests))).hexdigest()
+    return Contents(size=sizes[0], checksum=checksum, probes=probes(path, comm))

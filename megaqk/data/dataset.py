@@ -39,15 +39,8 @@ class PackedDataset:
     """The tokens [begin, end) of a corpus as samples (see `Dataset`); consecutive ones in file order share one token.
 
     Sample i is tokens[begin + i * sequence_length :][: sequence_length + 1], whatever documents it touches: no index
-    is built, opened or kept.
-
-    Args:
-        corpus: The corpus.
-        begin: First token.
-        end: One past the last token; at least sequence_length + 1 after `begin`.
-        sequence_length: Tokens a sample trains on.
-        shuffle_key: What seeds the order of each epoch; None keeps file order in every epoch.
-        vocab_size: Ids of the tokenizer, which tokens are held against; None takes them as they are.
+    is built, opened or kept. `shuffle_key` seeds the order of each epoch, None keeps file order; tokens are held
+    against `vocab_size`, unless it is None.
     """
 
     def __init__(
@@ -72,11 +65,7 @@ class PackedDataset:
         self._name = data_path(corpus.prefix)
 
     def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the samples at global positions; see `Dataset`.
-
-        Raises:
-            UserError: A token is outside the vocabulary: the corpus was made with another tokenizer, or is damaged.
-        """
+        """Return the samples at global positions; see `Dataset`."""
         epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
         if self._shuffle_key is not None:
             for epoch in np.unique(epochs):

@@ -22,31 +22,19 @@ _LARGE_INDEX_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A tokenizer and a corpus made with it.
+    """A tokenizer and a corpus made with it."""
 
-    Attributes:
-        tokenizer: The tokenizer file; None where a corpus was given whose manifest stands in for it.
-        corpora: Prefix of the corpus, or of each of data.sources in their order.
-        vocab_size: Ids of the tokenizer, without padding for tensor parallelism.
-        eod_id: The id that ends every document.
-    """
-
-    tokenizer: Path | None
-    corpora: tuple[Path, ...]
-    vocab_size: int
+    tokenizer: Path | None  # None where a corpus was given whose manifest stands in for it
+    corpora: tuple[Path, ...]  # prefix of the corpus, or of each of data.sources in their order
+    vocab_size: int  # without padding for tensor parallelism
     eod_id: int
 
 
 def open_existing(prefixes: tuple[Path, ...], config: DataConfig, comm: Comm = Solo()) -> PreparedData:
     """Return corpora that exist, after checking what can be checked in moments; the ranks of `comm` divide the reading.
 
-    Args:
-        prefixes: The corpora, without suffixes.
-        config: The `data` section, for its tokenizer and whether documents are kept apart.
-        comm: All ranks of the job, each of which calls this.
-
     Raises:
-        UserError: A corpus or the tokenizer is missing, damaged, or does not fit the others.
+        UserError: A corpus or the tokenizer is missing, damaged, or does not fit the others; on every rank.
     """
     return agreed(comm, lambda: _checked(prefixes, config, share_of(comm)))[comm.rank]
 

@@ -28,19 +28,8 @@ def data_identity(
 ) -> dict[str, Any]:
     """Return what decides which sample comes when, in types that JSON gives back as they are.
 
-    Corpora are named by what they hold, not by where they lie: they may be moved. It reads at most a sample of a corpus
-    without a manifest, and nothing of one that has it.
-
-    Args:
-        prepared: What `prepare` returned.
-        config: The `data` section.
-        seed: training.seed; data.seed takes its place where given.
-        global_batch_size: Samples of a step, which phases that start at a step are counted in.
-        sequence_length: Tokens a sample trains on.
-        comm: All ranks of the job, each of which calls this.
-
-    Raises:
-        UserError: A file cannot be read, or the phases are out of order.
+    Corpora are named by what they hold, not by where they lie: they may be moved. The ranks of `comm`, each of which
+    calls this, read a sample of a corpus without a manifest, and nothing of one that has it.
     """
     manifest = read_manifest(prepared.corpora[0])
     if prepared.tokenizer is not None:
@@ -92,15 +81,10 @@ def _phases(config: DataConfig, sequence_length: int, global_batch_size: int) ->
 def check_data_identity(was: dict[str, Any], now: dict[str, Any], samples: int) -> None:
     """Refuse data with which a run that goes on would see a sample twice or never, or learn another task.
 
-    Phases may change from where the run is: only what began before `samples` is compared.
-
     Args:
         was: The `data_identity` with which the run has come this far.
         now: That with which it is to go on.
-        samples: How many samples it has consumed.
-
-    Raises:
-        UserError: Naming the key to change back.
+        samples: How many samples it has consumed; phases may change from there on.
     """
     for part, key in (
         ("sequence_length", "training.sequence_length"),

@@ -64,21 +64,16 @@ class IndexedCorpus:
 
     Attributes:
         tokens: All tokens in file order, shape (num_tokens,), a view of PREFIX.bin.
-        lengths: Tokens of each sequence, shape (num_sequences,), int32.
-        offsets: Byte offset of each sequence in PREFIX.bin, shape (num_sequences,), int64.
+        lengths: Tokens of each sequence, int32.
+        offsets: Byte offset of each sequence in PREFIX.bin, int64.
         documents: Sequence boundaries of the documents, shape (num_documents + 1,), int64.
     """
 
     def __init__(self, prefix: Path | str, *, trusted: bool = False) -> None:
-        """Map and check the two files.
+        """Map the two files; raise a `UserError` where one is missing or they do not describe one well-formed corpus.
 
-        Args:
-            prefix: Path without extension.
-            trusted: Check only the ends of the index: all of it has been checked, or is too large for it. Whatever it
-                holds, tokens are taken from the mapped data alone.
-
-        Raises:
-            UserError: A file is missing or the two do not describe one well-formed corpus.
+        Of a `trusted` index, which has been checked or is too large for it, only the ends are looked at. Whatever it
+        holds, tokens are taken from the mapped data alone.
         """
         self.prefix = Path(prefix)
         self.path = index_path(self.prefix)
@@ -152,11 +147,7 @@ class IndexedCorpus:
                 raise self._error(f"document entries after {begin} decrease: they must not")
 
     def start_of(self, document: int) -> int:
-        """Return the position in `tokens` at which a document in [0, num_documents] starts (or all end).
-
-        Raises:
-            UserError: A trusted index is damaged there.
-        """
+        """Return the position in `tokens` at which a document in [0, num_documents] starts (or all end)."""
         sequence = int(self.documents[document])
         if sequence == self.num_sequences:
             return self.num_tokens

@@ -1,59 +1,33 @@
 """The record beside each corpus of what it was made from and what it holds."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from megaqk.config.base import Section, refusal
-from megaqk.data.checksum import measure
+from megaqk.data.checksum import Contents, Count
 from megaqk.data.indexed import data_path, file_of, index_path
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, Solo
 from megaqk.runtime.files import os_errors_named, written_whole
 
 FORMAT = 1
 
-Count = Annotated[int, Field(ge=0)]
-
-
-class Contents(Section):
-    """What a file held when it was made; see `checksum`. What older versions made has no probes."""
-
-    size: Count
-    checksum: str
-    probes: tuple[str, ...] | None = None
-
 
 class Manifest(Section):
-    """Contents of PREFIX.manifest.json.
-
-    Attributes:
-        format: Version of this record.
-        documents: Number of documents.
-        tokens: Number of tokens, ends of documents included.
-        vocab_size: Ids of the tokenizer.
-        eod_id: The id at the end of every document.
-        tokenizer: Name of the tokenizer file.
-        tokenizer_sha256: Its checksum.
-        data: PREFIX.bin.
-        index: PREFIX.idx.
-        skipped: Documents left out, by reason.
-        source: What the corpus was made from.
-    """
+    """Contents of PREFIX.manifest.json; `skipped` counts the documents that were left out, by reason."""
 
     format: int = FORMAT
     documents: Count
-    tokens: Count
-    # Tokens are of 32 bits at most.
-    vocab_size: int = Field(ge=1, lt=2**31)
+    tokens: Count  # ends of documents included
+    vocab_size: int = Field(ge=1, lt=2**31)  # tokens are of 32 bits at most
     eod_id: Count
-    tokenizer: str
+    tokenizer: str  # the file's name
     tokenizer_sha256: str
-    data: Contents
-    index: Contents
+    data: Contents  # PREFIX.bin
+    index: Contents  # PREFIX.idx
     skipped: dict[str, Count]
-    source: dict[str, Any]
+    source: dict[str, Any]  # what the corpus was made from
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -71,11 +45,6 @@ def manifest_path(prefix: Path) -> Path:
     return file_of(prefix, ".manifest.json")
 
 
-def measured(path: Path, *, comm: Comm = Solo(), threads: int = 1) -> Contents:
-    """Measure a file; the ranks of `comm` divide the work and all get the answer."""
-    return Contents(**measure(path, comm, threads=threads)._asdict())
-
-
 def write_manifest(prefix: Path, manifest: Manifest) -> None:
     """Write PREFIX.manifest.json, whole or not at all."""
     with written_whole(manifest_path(prefix)) as path:
@@ -83,18 +52,13 @@ def write_manifest(prefix: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(prefix: Path) -> Manifest | None:
-    """Read PREFIX.manifest.json; None if there is none.
-
-    Raises:
-        UserError: It is unreadable or not a manifest of this format.
-    """
+    """Read PREFIX.manifest.json; None if there is none."""
     path = manifest_path(prefix)
     if not path.exists():
         return None
-    with os_errors_named(path):
-        text = path.read_bytes()
     try:
-        manifest = Manifest.model_validate_json(text)
+        with os_errors_named(path):
+            manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(f"{path}: not a corpus manifest of format {FORMAT}: {_problem(error)}") from error
     if manifest.format != FORMAT:

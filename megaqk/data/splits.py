@@ -20,10 +20,7 @@ NAMES = ("train", "valid", "test")
 class Splits:
     """The three parts of the data; None is a part that data.split gives nothing, or a test part without a sample.
 
-    Attributes:
-        train: Shuffled, differently in each epoch.
-        valid: In file order: positions [0, num_samples) are the whole part.
-        test: In file order.
+    Training is shuffled, differently in each epoch; in the others positions [0, num_samples) are all, in file order.
     """
 
     train: Dataset
@@ -47,16 +44,9 @@ def open_splits(
 ) -> Splits:
     """Open the samples of prepared corpora; they are memory-mapped, so this costs no memory of their size.
 
-    Args:
-        prepared: What `prepare` returned.
-        config: The `data` section.
-        sequence_length: Tokens a sample trains on.
-        seed: Seed of the training order; data.seed takes its place where given.
-        global_batch_size: Samples of a step, which phases that start at a step are counted in.
-
-    Returns:
-        The three parts. Of a blend, validation and test have the proportions of the start of the run and are as long
-        as no source repeats; sources without such a part are left out.
+    Of a blend, validation and test have the proportions of the start of the run and are as long as no source repeats;
+    sources without such a part are left out. data.seed goes before `seed`, and `global_batch_size` is what phases that
+    start at a step are counted in.
 
     Raises:
         UserError: A corpus is malformed, or training or validation is asked for and too small for one sample.

@@ -22,15 +22,10 @@ _END_NAMES = (
 
 
 class Tokenizer(ABC):
-    """What data preparation and generation need of a tokenizer.
-
-    Attributes:
-        path: The file it was read from.
-        vocab_size: Number of ids, without any padding for tensor parallelism.
-    """
+    """What data preparation and generation need of a tokenizer."""
 
     path: Path
-    vocab_size: int
+    vocab_size: int  # without any padding for tensor parallelism
     _eod: int | None
 
     def _find_end(self, id_of: Callable[[str], int | None], eod_token: str | None) -> None:
@@ -43,11 +38,7 @@ class Tokenizer(ABC):
 
     @property
     def eod_id(self) -> int:
-        """The id that ends every document; text never encodes to it.
-
-        Raises:
-            UserError: None was named and the tokenizer has none with a known name. It can still be looked at.
-        """
+        """The id that ends every document; text never encodes to it."""
         if self._eod is None:
             raise UserError(
                 f"{self.path}: no end-of-document token: must have one of an eos id, {', '.join(_END_NAMES)}, or name "
@@ -153,9 +144,7 @@ class HuggingFaceTokenizer(Tokenizer):
 def load_tokenizer(path: Path | str, eod_token: str | None = None) -> Tokenizer:
     """Open a sentencepiece `.model` or a Hugging Face `tokenizer.json`.
 
-    Args:
-        path: The file.
-        eod_token: Spelling of the token that ends documents; None finds it by the names that are common.
+    The token that ends documents is the one spelled `eod_token`; None finds it by the names that are common.
 
     Raises:
         UserError: The file is missing, is no tokenizer or lacks `eod_token`.

@@ -13,11 +13,7 @@ _TOKENS_COUNTED = 10**8
 
 
 def token_counts(dataset: Dataset, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Count each id in one epoch of a dataset, or in a sample spread evenly over a large one, shape (vocab_size,).
-
-    Raises:
-        UserError: A token is outside the vocabulary.
-    """
+    """Count each id in one epoch of a dataset, or in a sample spread evenly over a large one, shape (vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for block in dataset.token_blocks(at_most=_TOKENS_COUNTED):
         low, high = int(block.min()), int(block.max())
@@ -32,9 +28,6 @@ def unigram_perplexity(train: Dataset, valid: Dataset, vocab_size: int) -> float
 
     It is exp of the mean of -log((count(token) + 1) / (training tokens + vocab_size)) over the validation tokens, of
     parts above 10^8 tokens over a sample.
-
-    Raises:
-        UserError: A token is outside the vocabulary.
     """
     seen = token_counts(train, vocab_size)
     asked = token_counts(valid, vocab_size)

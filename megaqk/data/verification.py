@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megaqk.data.checksum import ALL, probe_share
+from megaqk.data.checksum import ALL, measured, probe_share
 from megaqk.data.indexed import IndexedCorpus, data_path
-from megaqk.data.manifest import Manifest, manifest_path, measured
+from megaqk.data.manifest import Manifest, manifest_path
 from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named
 
@@ -63,11 +63,7 @@ def check_counts(corpus: IndexedCorpus, manifest: Manifest) -> None:
 
 
 def check_tokens(corpus: IndexedCorpus, vocab_size: int, *, at_most: int | None = None, share: slice = ALL) -> None:
-    """Read every token, or about `at_most` of them in blocks spread over the corpus.
-
-    Raises:
-        UserError: One is outside [0, vocab_size); the message says which and where.
-    """
+    """Read every token, or about `at_most` of them in blocks spread over the corpus."""
     size = stride = _BLOCK
     if at_most is not None:
         stride = max(corpus.num_tokens // _TOKEN_BLOCKS, 1)
@@ -83,11 +79,7 @@ def check_tokens(corpus: IndexedCorpus, vocab_size: int, *, at_most: int | None 
 
 
 def check_ends(corpus: IndexedCorpus, eod_id: int, *, share: slice = ALL) -> None:
-    """Look at the last tokens of documents spread over a corpus, of all of a small one; empty documents have none.
-
-    Raises:
-        UserError: One is not the end of document, so that `document_layout` would not see where documents end.
-    """
+    """Look at the last tokens of documents spread over a corpus, of all of a small one; empty documents have none."""
     last = corpus.num_documents - 1
     numbers = np.unique(np.linspace(0, last, min(_DOCUMENTS_CHECKED, last + 1)).astype(np.int64))
     for number in numbers[share].tolist():

@@ -6,8 +6,9 @@ import pytest
 
 from megaqk.corpus import assembling
 from megaqk.corpus.inspection import describe_corpus
+from megaqk.data.checksum import measured
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.manifest import Manifest, manifest_path, measured, read_manifest, write_manifest
+from megaqk.data.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from megaqk.errors import UserError
 from tests.corpora import write_corpus
 from tests.unit.corpus.test_cli import megaqk

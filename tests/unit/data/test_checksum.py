@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from megaqk.data import checksum
-from megaqk.data.checksum import measure, probe_share
-from megaqk.runtime.agreement import Solo
+from megaqk.data.checksum import measured, probe_share
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1000])
@@ -18,8 +17,9 @@ def test_is_the_checksum_of_the_blocks_checksums(
     data = bytes(i * 7 % 256 for i in range(size))
     (tmp_path / "f").write_bytes(data)
     digests = b"".join(hashlib.sha256(data[at : at + 64]).digest() for at in range(0, size, 64))
-    found = measure(tmp_path / "f", Solo(), threads=threads)
-    assert found[:2] == (size, hashlib.sha256(digests).hexdigest())
+    found = measured(tmp_path / "f", threads=threads)
+    assert (found.size, found.checksum) == (size, hashlib.sha256(digests).hexdigest())
+    assert found.probes is not None
     shares = [probe_share(tmp_path / "f", slice(rank, None, 3)) for rank in range(3)]
     assert [shares[number % 3][number // 3] for number in range(len(found.probes))] == list(found.probes)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
+from megaqk.data.checksum import measured
 from megaqk.data.existing import PreparedData
 from megaqk.data.identity import check_data_identity, data_identity
-from megaqk.data.manifest import Manifest, measured, write_manifest
+from megaqk.data.manifest import Manifest, write_manifest
 from megaqk.errors import UserError
 from tests.corpora import write_corpus
 
