@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from megaqk.config.base import Section
+from megaqk.config.base import Section, refusal
 
 Fractions = tuple[float, float, float]
 
 
 def _check_split(split: Fractions) -> None:
     if any(not 0 <= part <= 1 for part in split) or not math.isclose(sum(split), 1, abs_tol=1e-6):
-        raise ValueError(f"split = {list(split)}: must be three fractions that add up to 1")
+        raise refusal("split", list(split), "must be three fractions that add up to 1")
 
 
 class SourceConfig(Section):
@@ -22,7 +22,7 @@ class SourceConfig(Section):
     weight: float = Field(
         ge=0, allow_inf_nan=False, description="Share of the samples, relative to the other sources' weights."
     )
-    name: str = Field("", description="What stages call it; default: the last part of corpus.")
+    name: str = Field("", description="What phases call it; default: the last part of corpus.")
     split: Fractions | None = Field(None, strict=False, description="As data.split, for this source.")
 
     @property
@@ -37,7 +37,7 @@ class SourceConfig(Section):
         return self
 
 
-class StageConfig(Section):
+class PhaseConfig(Section):
     """New weights from a point of the run on; sources that are not named are not drawn."""
 
     start_step: int | None = Field(None, ge=1, description="First step; moves if the global batch size changes.")
@@ -45,11 +45,11 @@ class StageConfig(Section):
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(description="Source name -> weight.")
 
     @model_validator(mode="after")
-    def _check(self) -> "StageConfig":
+    def _check(self) -> "PhaseConfig":
         if (self.start_step is None) == (self.start_tokens is None):
-            raise ValueError("give exactly one of start_step and start_tokens")
+            raise refusal("start_step", self.start_step, "exactly one of start_step and start_tokens must be given")
         if not any(self.weights.values()):
-            raise ValueError(f"weights = {self.weights}: at least one must be above 0")
+            raise refusal("weights", self.weights, "at least one must be above 0")
         return self
 
 
@@ -62,7 +62,7 @@ class DataConfig(Section):
     sources: tuple[SourceConfig, ...] | None = Field(
         None, strict=False, min_length=1, description="Corpora to blend, all made with data.tokenizer."
     )
-    stages: tuple[StageConfig, ...] = Field(
+    phases: tuple[PhaseConfig, ...] = Field(
         (), strict=False, description="Changes of the sources' weights, in the order in which they come."
     )
     text: str | None = Field(
@@ -101,27 +101,30 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         given = [name for name in ("corpus", "sources", "text") if getattr(self, name) is not None]
         if len(given) != 1:
-            remedy = f"; set the others to null, as in data.{given[-1]}=null" if given else ""
-            raise ValueError(f"give exactly one of corpus, sources and text; got {', '.join(given) or 'none'}{remedy}")
+            remedy = f"exactly one of corpus, sources and text must be given; got {', '.join(given) or 'none'}"
+            name = given[-1] if given else "corpus"
+            remedy += f"; set the others to null, as in data.{name}=null" if given else ""
+            raise refusal(name, getattr(self, name), remedy)
         _check_split(self.split)
         if self.eod_token is not None and self.tokenizer is None:
-            raise ValueError(f"eod_token = {self.eod_token}: needs tokenizer, which is null")
+            raise refusal("eod_token", self.eod_token, "needs tokenizer, which is null")
         if self.sources is not None:
             self._check_blend(self.sources)
-        elif self.stages:
-            raise ValueError("stages: need sources, whose weights they change")
+        elif self.phases:
+            raise refusal("phases[0].weights", self.phases[0].weights, "need data.sources, whose weights they change")
         return self
 
     def _check_blend(self, sources: tuple[SourceConfig, ...]) -> None:
         labels = [source.label for source in sources]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(f"sources: two are called {label}; give them names")
+        for number, label in enumerate(labels):
+            if label in labels[:number]:
+                raise refusal(f"sources[{number}].name", label, "two are called so; give them names")
         if self.tokenizer is None:
-            raise ValueError("tokenizer = null: must be given with sources")
+            raise refusal("tokenizer", None, "must be given with data.sources")
         if not any(source.weight for source in sources):
-            raise ValueError("sources: at least one weight must be above 0")
-        for stage in self.stages:
-            unknown = [name for name in stage.weights if name not in labels]
-            if unknown:
-                raise ValueError(f"stages: no source is called {unknown[0]}, the names are {', '.join(labels)}")
+            raise refusal("sources[0].weight", sources[0].weight, "at least one source must have a weight above 0")
+        for number, phase in enumerate(self.phases):
+            for name in phase.weights:
+                if name not in labels:
+                    allowed = f"no source is called {name}, the names are {', '.join(labels)}"
+                    raise refusal(f"phases[{number}].weights", phase.weights, allowed)

@@ -4,195 +4,131 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.corpus.inspection import verify_files
-from megaqk.corpus.journal import partial_index_path, partial_path
-from megaqk.corpus.publishing import publish
-from megaqk.corpus.writer import IndexPart, write_index
+from megaqk.corpus.inspection import check_whole
+from megaqk.corpus.writer import IndexPart, partial_files, publish, write_index
+from megaqk.data.checksum import measured
 from megaqk.data.indexed import IndexedCorpus, data_path
-from megaqk.data.manifest import Manifest, check_counts, measured, read_manifest, sizes_match
+from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.splits import document_bounds
+from megaqk.data.verification import sizes_match
 from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named
 
 _BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Documents [first, last) of a corpus."""
+class Piece(NamedTuple):
+    """Documents [first, last) of a corpus, and the corpus' manifest."""
 
     corpus: IndexedCorpus
     first: int
     last: int
+    manifest: Manifest | None
 
     @property
-    def bounds(self) -> tuple[int, int]:
-        """First token and one past the last."""
-        return self.corpus.start_of(self.first), self.corpus.start_of(self.last)
+    def tokens(self) -> npt.NDArray[Any]:
+        """Its tokens, a view of the mapped file."""
+        return self.corpus.tokens[self.corpus.start_of(self.first) : self.corpus.start_of(self.last)]
 
     def index_part(self) -> IndexPart:
         """Return this piece's share of an index."""
         documents = self.corpus.documents[self.first : self.last + 1]
         return IndexPart(self.corpus.lengths[documents[0] : documents[-1]], documents)
 
-
-def _copy(source: int, target: int, offset: int, size: int) -> None:
-    # The kernel copies (and where the file system can, shares) the blocks; not every pair of file systems lets it.
-    while size:
-        try:
-            done = os.copy_file_range(source, target, min(size, 1 << 30), offset)
-        except OSError:
-            data = os.pread(source, min(size, 1 << 24), offset)
-            os.lseek(target, 0, os.SEEK_END)
-            done = os.write(target, data)
-        if not done:
-            raise OSError(0, "the source ended early")
-        offset, size = offset + done, size - done
+    def origin(self) -> dict[str, Any]:
+        """What a manifest says of where it comes from."""
+        return {"corpus": self.corpus.prefix.name, "data": self.manifest.data.checksum if self.manifest else None}
 
 
-def check_pieces(prefix: Path, pieces: Sequence[Piece], *, overwrite: bool) -> list[Manifest | None]:
-    """Refuse what `assemble` would before anything is written, and return the manifests of the pieces' corpora."""
+def _check_output(prefix: Path, pieces: Sequence[Piece], *, overwrite: bool) -> None:
+    # What can be refused before anything is read or written.
     if data_path(prefix).exists() and not overwrite:
         raise UserError(f"{data_path(prefix)}: exists: choose another output or overwrite it")
-    manifests = [read_manifest(piece.corpus.prefix) for piece in pieces]
-    known = [manifest for manifest in manifests if manifest is not None]
     first = pieces[0].corpus
+    known = [(piece.corpus.path, piece.manifest) for piece in pieces if piece.manifest is not None]
     for piece in pieces:
         if piece.corpus.dtype != first.dtype:
             raise UserError(f"{piece.corpus.path}: holds {piece.corpus.dtype} tokens, {first.path} {first.dtype}")
-    for manifest, piece in zip(manifests, pieces, strict=True):
-        if manifest is not None and manifest.tokenizer_sha256 != known[0].tokenizer_sha256:
-            raise UserError(f"{piece.corpus.path}: was made with another tokenizer than the other corpora")
-        if manifest is not None and manifest.eod_id != known[0].eod_id:
-            raise UserError(f"{piece.corpus.path}: its documents end with another token than in the other corpora")
-    return manifests
+    for path, manifest in known:
+        if manifest.tokenizer_sha256 != known[0][1].tokenizer_sha256:
+            raise UserError(f"{path}: was made with another tokenizer than the other corpora")
+        if manifest.eod_id != known[0][1].eod_id:
+            raise UserError(f"{path}: its documents end with another token than in the other corpora")
 
 
-def assemble(
-    prefix: Path,
-    pieces: Sequence[Piece],
-    *,
-    note: dict[str, Any],
-    skipped: dict[str, int] | None = None,
-    overwrite: bool = False,
-) -> Manifest | None:
-    """Write a corpus of the pieces' documents, in order.
-
-    Args:
-        prefix: Path of the corpus to write, without extension.
-        pieces: What it holds; at least one.
-        note: What its manifest says of the source.
-        skipped: Documents left out of it, by reason.
-        overwrite: Replace what is there.
-
-    Returns:
-        Its manifest; None where a piece's corpus has none, and so its tokenizer is unknown.
-
-    Raises:
-        UserError: The pieces do not go together, the output exists, or the operating system refused.
-    """
-    known = [manifest for manifest in check_pieces(prefix, pieces, overwrite=overwrite) if manifest is not None]
-    first = pieces[0].corpus
+def _assemble(prefix: Path, pieces: Sequence[Piece], note: dict[str, Any], skipped: dict[str, int]) -> Manifest | None:
+    # Writes a corpus of the pieces' documents, in order; where one has no manifest, its tokenizer is unknown.
+    dtype, partial = pieces[0].corpus.dtype, partial_files(prefix)
     with os_errors_named(prefix):
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        with partial_path(prefix).open("wb") as target:
+        with partial.data.open("wb") as target:
             for piece in pieces:
-                begin, end = piece.bounds
-                with data_path(piece.corpus.prefix).open("rb") as source:
-                    itemsize = first.dtype.itemsize
-                    _copy(source.fileno(), target.fileno(), begin * itemsize, (end - begin) * itemsize)
+                target.write(piece.tokens.data)
             os.fsync(target.fileno())
-    write_index(partial_index_path(prefix), first.dtype, [piece.index_part() for piece in pieces])
-    written = None
-    if len(known) == len(pieces):
-        written = Manifest(
-            source=note,
-            tokenizer=known[0].tokenizer,
-            tokenizer_sha256=known[0].tokenizer_sha256,
-            vocab_size=known[0].vocab_size,
-            eod_id=known[0].eod_id,
-            documents=sum(piece.last - piece.first for piece in pieces),
-            tokens=sum(piece.bounds[1] - piece.bounds[0] for piece in pieces),
-            skipped=skipped or {},
-            data=measured(partial_path(prefix), threads=os.cpu_count() or 1),
-            index=measured(partial_index_path(prefix)),
+    write_index(partial.idx, dtype, [piece.index_part() for piece in pieces])
+    written, model = None, pieces[0].manifest
+    if model is not None and all(piece.manifest is not None for piece in pieces):
+        written = model.model_copy(
+            update={
+                "source": note,
+                "documents": sum(piece.last - piece.first for piece in pieces),
+                "tokens": sum(len(piece.tokens) for piece in pieces),
+                "skipped": skipped,
+                "data": measured(partial.data, threads=os.cpu_count() or 1),
+                "index": measured(partial.idx),
+            }
         )
     publish(prefix, written)
     return written
 
 
-def _whole(corpus: IndexedCorpus) -> Manifest | None:
-    # What is written gets checksums of its own, and they would vouch for damage copied from an input.
-    manifest = read_manifest(corpus.prefix)
-    if manifest is not None:
-        check_counts(corpus, manifest)
-        verify_files(corpus.prefix, manifest)
-    return manifest
-
-
-def _origin(corpus: IndexedCorpus, manifest: Manifest | None) -> dict[str, Any]:
-    return {"corpus": corpus.prefix.name, "data": manifest.data.checksum if manifest else None}
-
-
 def merge(prefix: Path, corpora: Sequence[IndexedCorpus], *, overwrite: bool = False) -> Manifest | None:
-    """Write one corpus of all documents of `corpora`, in order; see `assemble`.
+    """Write one corpus of all documents of `corpora`, in order.
 
-    Raises:
-        UserError: As `assemble`; or a corpus is not what its manifest says.
+    Returns:
+        Its manifest; None where a corpus has none, and so its tokenizer is unknown.
     """
-    pieces = [Piece(corpus, 0, corpus.num_documents) for corpus in corpora]
-    # Before all of them are read.
-    check_pieces(prefix, pieces, overwrite=overwrite)
-    manifests = [_whole(corpus) for corpus in corpora]
-    return assemble(
-        prefix,
-        pieces,
-        note={"merged": [_origin(*pair) for pair in zip(corpora, manifests, strict=True)]},
-        skipped=dict(sum((Counter(one.skipped) for one in manifests if one is not None), Counter[str]())),
-        overwrite=overwrite,
-    )
+    pieces = [Piece(corpus, 0, corpus.num_documents, read_manifest(corpus.prefix)) for corpus in corpora]
+    _check_output(prefix, pieces, overwrite=overwrite)
+    # What is written gets checksums of its own, and they would vouch for damage copied from an input.
+    for piece in pieces:
+        check_whole(piece.corpus, piece.manifest)
+    skipped = sum((Counter(piece.manifest.skipped) for piece in pieces if piece.manifest), Counter[str]())
+    return _assemble(prefix, pieces, {"merged": [piece.origin() for piece in pieces]}, dict(skipped))
 
 
 def split(
     prefixes: Sequence[Path], corpus: IndexedCorpus, fractions: Sequence[float], *, overwrite: bool = False
-) -> list[Manifest | None]:
-    """Write a corpus for each fraction of the documents, in order; see `assemble`.
+) -> None:
+    """Write a corpus for each fraction of the documents, in order.
 
     Parts that an earlier call finished are kept. How many documents were left out is known of the whole alone, so
     that is in the parts' notes.
-
-    Raises:
-        UserError: As `assemble`, before anything is written; a part would be empty, or the corpus is not what its
-            manifest says.
     """
-    bounds = document_bounds(corpus.num_documents, fractions)
-    pieces = [Piece(corpus, first, last) for first, last in itertools.pairwise(bounds)]
-    for prefix, piece, fraction in zip(prefixes, pieces, fractions, strict=True):
-        if piece.first == piece.last:
+    manifest = read_manifest(corpus.prefix)
+    bounds = itertools.pairwise(document_bounds(corpus.num_documents, fractions))
+    parts: list[tuple[Path, Piece, dict[str, Any]]] = []
+    for prefix, (first, last), fraction in zip(prefixes, bounds, fractions, strict=True):
+        piece = Piece(corpus, first, last, manifest)
+        if first == last:
             raise UserError(f"{prefix}: would be empty: {fraction:g} of {corpus.num_documents} documents is none")
         if prefix.resolve() == corpus.prefix.resolve():
             raise UserError(f"{prefix}: is what is to be split: choose another output")
-    described = read_manifest(corpus.prefix)
-    origin = _origin(corpus, described) | {"skipped": described.skipped if described else {}}
-    notes = [{"split": origin, "documents": [piece.first, piece.last]} for piece in pieces]
-    parts = list(zip(prefixes, pieces, notes, strict=True))
-    done = [not overwrite and _is_there(*part) for part in parts]
-    for (prefix, piece, _), finished in zip(parts, done, strict=True):
-        if not finished:
-            check_pieces(prefix, [piece], overwrite=overwrite)
-    if not all(done):
-        _whole(corpus)
-    return [
-        read_manifest(prefix) if finished else assemble(prefix, [piece], note=note, overwrite=overwrite)
-        for (prefix, piece, note), finished in zip(parts, done, strict=True)
-    ]
+        origin = piece.origin() | {"skipped": manifest.skipped if manifest else {}}
+        note = {"split": origin, "documents": [first, last]}
+        if overwrite or not _is_there(prefix, piece, note):
+            _check_output(prefix, [piece], overwrite=overwrite)
+            parts.append((prefix, piece, note))
+    if parts:
+        check_whole(corpus, manifest)
+    for prefix, piece, note in parts:
+        _assemble(prefix, [piece], note, {})
 
 
 def _is_there(prefix: Path, piece: Piece, note: dict[str, Any]) -> bool:
@@ -203,19 +139,19 @@ def _is_there(prefix: Path, piece: Piece, note: dict[str, Any]) -> bool:
         manifest = read_manifest(prefix)
         if manifest is not None:
             return manifest.source == note and sizes_match(prefix, manifest)
-        return read_manifest(piece.corpus.prefix) is None and _same_documents(IndexedCorpus(prefix), piece)
+        return piece.manifest is None and _same_documents(IndexedCorpus(prefix), piece)
     except UserError:
         return False
 
 
 def _same_documents(corpus: IndexedCorpus, piece: Piece) -> bool:
-    (begin, end), whole = piece.bounds, piece.corpus
-    documents = whole.documents[piece.first : piece.last + 1]
+    part = piece.index_part()
+    assert part.documents is not None
     return (
-        corpus.dtype == whole.dtype
-        and _equal(corpus.lengths, whole.lengths[documents[0] : documents[-1]])
-        and _equal(corpus.documents, documents, above=int(documents[0]))
-        and _equal(corpus.tokens, whole.tokens[begin:end])
+        corpus.dtype == piece.corpus.dtype
+        and _equal(corpus.lengths, part.lengths)
+        and _equal(corpus.documents, part.documents, above=int(part.documents[0]))
+        and _equal(corpus.tokens, piece.tokens)
     )
 
 

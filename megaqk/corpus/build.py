@@ -11,46 +11,55 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megaqk.corpus.encoding import Encoded, Recipe, encode_in_order
-from megaqk.corpus.journal import (
-    Journal,
-    find_made,
-    lengths_path,
-    partial_index_path,
-    partial_path,
-    remove_journal,
-    write_journal,
-)
-from megaqk.corpus.lanes import Ahead, Lanes, Place
-from megaqk.corpus.progress_bar import Progress
-from megaqk.corpus.publishing import publish
+from megaqk.corpus.journal import Journal, find_made, remove_journal, write_journal
+from megaqk.corpus.progress_bar import ProgressLine
+from megaqk.corpus.shards import Place, Shards
 from megaqk.corpus.sources import Source
-from megaqk.corpus.writer import IndexPart, write_index
-from megaqk.data.indexed import token_dtype
-from megaqk.data.manifest import Contents, Manifest, measured
-from megaqk.data.tokenizer import Tokenizer, load_tokenizer
+from megaqk.corpus.writer import IndexPart, partial_files, publish, write_index
+from megaqk.data.checksum import measured
+from megaqk.data.indexed import file_of, token_dtype
+from megaqk.data.manifest import Manifest
+from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, agreed, all_done, all_done_exchanging
-from megaqk.runtime.files import exclusive_lock, os_errors_named, sha256_of, sync_file
+from megaqk.runtime.agreement import Comm, agreed
+from megaqk.runtime.files import os_errors_named, sha256_of, sync_file
+from megaqk.runtime.locks import exclusive_lock
 
 JOURNAL_EVERY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class _Summary:
-    """What the other ranks must know of an encoded chunk."""
+class _Plan:
+    """What is made where; `state` is what it is made from."""
 
-    place: Place
-    lengths: npt.NDArray[np.int32]
-    skipped: Counter[str]
+    prefix: Path
+    recipe: Recipe
+    vocab_size: int
+    eod_id: int
+    state: dict[str, Any]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return token_dtype(self.vocab_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same on all ranks, whose shares would fit together whatever they were made from."""
+        return {
+            "tokenizer": self.state["tokenizer"],
+            "end-of-document token": self.eod_id,
+            "inputs": hashlib.sha256(json.dumps(self.state["sources"]).encode()).hexdigest(),
+            "output": str(self.prefix),
+            "bad-documents": self.recipe.skip_bad,
+        }
 
 
 def build_corpus(
@@ -66,81 +75,104 @@ def build_corpus(
         workers: Tokenising processes of this rank.
         overwrite: Replace a corpus made from something else.
 
-    Returns:
-        The manifest.
-
     Raises:
         UserError: An input or the output is at fault, or the ranks disagree on them; on every rank, whichever met it.
             What was done is kept.
         Interrupted: A signal (see `stop_signals`) or a keyboard interrupt; likewise.
     """
-    tokenizer, state = all_done(comm, lambda: _described(sources, recipe))
-    _check_same(comm, prefix, state, recipe)
+    plan = _agreed_plan(sources, prefix, recipe, comm)
     with contextlib.ExitStack() as stack:
 
         def look() -> tuple[Manifest | None, Journal]:
             # Rank 0 looks (and cuts the partial files back) for all.
             if comm.rank:
-                return None, Journal(state)
+                return None, Journal(state={})
             waiting = f"{prefix}: another process is making it, waiting for it to end"
-            stack.enter_context(exclusive_lock(prefix.with_name(f".{prefix.name}.lock"), waiting=waiting))
-            itemsize = token_dtype(tokenizer.vocab_size).itemsize
-            return find_made(prefix, state, itemsize, skip_bad=recipe.skip_bad, overwrite=overwrite, threads=workers)
+            stack.enter_context(exclusive_lock(file_of(prefix.with_name(f".{prefix.name}"), ".lock"), waiting=waiting))
+            return find_made(prefix, plan.state, plan.dtype.itemsize, skip_bad=recipe.skip_bad, overwrite=overwrite)
 
         found, journal = agreed(comm, look)[0]
         if found is None:
-            chunks = Lanes(sources, rank=comm.rank, size=comm.size)
-            journal = _encode_all(chunks, prefix, recipe, tokenizer, journal, comm, workers)
-            found = _finish(prefix, recipe, tokenizer, journal, comm, workers)
+            journal = _encode_all(plan, Shards(sources, rank=comm.rank, size=comm.size), journal, comm, workers)
+            found = _finish(plan, journal, comm, workers)
         agreed(comm, lambda: remove_journal(prefix) if comm.rank == 0 else None)
     return found
 
 
-def _described(sources: Sequence[Source], recipe: Recipe) -> tuple[Tokenizer, dict[str, Any]]:
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.eod_token)
-    eod_id = tokenizer.eod_id
-    return tokenizer, {
-        "sources": [source.state() for source in sources],
-        "tokenizer": sha256_of(recipe.tokenizer),
+def _agreed_plan(sources: Sequence[Source], prefix: Path, recipe: Recipe, comm: Comm) -> _Plan:
+    plans: list[_Plan] = []
+
+    def describe() -> dict[str, Any]:
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.eod_token)
+        state: dict[str, Any] = {
+            "sources": [source.state() for source in sources],
+            "tokenizer": sha256_of(recipe.tokenizer),
+        }
         # The one found by name follows from the tokenizer.
-        **({} if recipe.eod_token is None else {"eod_id": eod_id}),
-    }
+        state |= {} if recipe.eod_token is None else {"eod_id": tokenizer.eod_id}
+        plans.append(_Plan(prefix, recipe, tokenizer.vocab_size, tokenizer.eod_id, state))
+        return plans[0].fingerprint()
 
-
-def _check_same(comm: Comm, prefix: Path, state: dict[str, Any], recipe: Recipe) -> None:
-    # The ranks' shares would fit together whatever they were made from.
-    mine = {
-        "tokenizer": state["tokenizer"],
-        "end-of-document token": state.get("eod_id"),
-        "inputs": hashlib.sha256(json.dumps(state["sources"]).encode()).hexdigest(),
-        "output": str(prefix),
-        "bad-documents": recipe.skip_bad,
-    }
-    first, *others = agreed(comm, lambda: mine)
+    first, *others = agreed(comm, describe)
     for rank, other in enumerate(others, start=1):
         if differing := [name for name in first if other[name] != first[name]]:
             raise UserError(
                 f"{', '.join(differing)}: rank {rank} has not the same as rank 0: give all ranks the same command, and "
                 "files that all of them see"
             )
+    return plans[0]
+
+
+class _Encodings:
+    """Encoded chunks as they come, of which the first beyond a step is kept back."""
+
+    def __init__(self, encoded: Iterator[tuple[Place, Encoded]]) -> None:
+        self._encoded = encoded
+        self._next: tuple[Place, Encoded] | None = None
+        self._shares: dict[int, float | None] = {}
+
+    def before(self, step: int) -> dict[Place, Encoded]:
+        """Return the chunks of all steps below `step` that were not returned yet."""
+        taken = {}
+        while (item := self._next or next(self._encoded, None)) is not None and item[0][0] < step:
+            self._next = None
+            taken[item[0]] = item[1]
+            self._shares[item[0][1]] = item[1].consumed
+        self._next = item
+        return taken
+
+    def consumed(self) -> float | None:
+        """Share of this rank's inputs that went into what was returned, in [0, 1]; None where sizes are unknown."""
+        known = [share for share in self._shares.values() if share is not None]
+        return sum(known) / max(len(known), 1) if len(known) == len(self._shares) else None
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the other ranks must know of an encoded chunk."""
+
+    place: Place
+    lengths: npt.NDArray[np.int32]
+    skipped: Counter[str]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
 
 
 class _Writing:
-    """Bringing the partial files from where the journal stands to the end of the inputs.
+    """Bringing the partial files from where the journal stands to the end of the inputs."""
 
-    Attributes:
-        journal: What the partial files hold; replaced as a whole, so that an interrupt finds it whole.
-    """
-
-    def __init__(self, prefix: Path, journal: Journal, encoded: Ahead, comm: Comm, dtype: np.dtype[Any]) -> None:
+    def __init__(self, plan: _Plan, journal: Journal, data: IO[bytes], encodings: _Encodings, comm: Comm) -> None:
+        # What the files hold; replaced as a whole, so that an interrupt finds it whole.
         self.journal = journal
-        self._prefix = prefix
-        self._encoded = encoded
+        self._prefix = plan.prefix
+        self._itemsize = plan.dtype.itemsize
+        self._partial = partial_files(plan.prefix)
+        self._data = data
+        self._encodings = encodings
         self._comm = comm
-        self._itemsize = dtype.itemsize
         self._kept = time.monotonic()
-        with os_errors_named(partial_path(prefix)):
-            self._data = partial_path(prefix).open("r+b", buffering=0)
 
     def exchange(self, steps: int) -> bool:
         """Do the next `steps` steps with all ranks; return whether there were any."""
@@ -148,20 +180,19 @@ class _Writing:
         mine: dict[Place, Encoded] = {}
 
         def collect() -> tuple[bool, list[_Summary]]:
-            mine.update(self._encoded.before(until))
+            mine.update(self._encodings.before(until))
             due = time.monotonic() - self._kept >= JOURNAL_EVERY_SECONDS
             return due, [_Summary(place, chunk.lengths, chunk.skipped) for place, chunk in mine.items()]
 
         gathered = agreed(self._comm, collect)
         summaries = sorted((one for _, part in gathered for one in part), key=lambda one: one.place)
         agreed(self._comm, lambda: self._write(summaries, mine))
-        before = self.journal
-        self.journal = replace(
-            before,
+        self.journal = Journal(
+            state=self.journal.state,
             step=until,
-            tokens=before.tokens + sum(int(one.lengths.sum(dtype=np.int64)) for one in summaries),
-            documents=before.documents + sum(len(one.lengths) for one in summaries),
-            skipped=dict(sum((one.skipped for one in summaries), Counter(before.skipped))),
+            tokens=self.journal.tokens + sum(one.tokens for one in summaries),
+            documents=self.journal.documents + sum(len(one.lengths) for one in summaries),
+            skipped=dict(sum((one.skipped for one in summaries), Counter(self.journal.skipped))),
         )
         # Clocks differ: rank 0 decides for all.
         if gathered[0][0]:
@@ -170,51 +201,43 @@ class _Writing:
 
     def _write(self, summaries: list[_Summary], mine: dict[Place, Encoded]) -> None:
         first = self.journal.tokens
-        with os_errors_named(partial_path(self._prefix)):
+        with os_errors_named(self._partial.data):
             for summary in summaries:
                 if summary.place in mine:
                     _write_at(self._data.fileno(), mine[summary.place].tokens, first * self._itemsize)
-                first += int(summary.lengths.sum(dtype=np.int64))
-        path = lengths_path(self._prefix)
+                first += summary.tokens
         if self._comm.rank == 0:
-            with os_errors_named(path), path.open("ab") as stream:
+            with os_errors_named(self._partial.lengths), self._partial.lengths.open("ab") as stream:
                 for summary in summaries:
                     stream.write(summary.lengths.astype("<i4").tobytes())
 
     def keep(self) -> None:
         """Make what has been written durable and let the journal vouch for it."""
+        first = self._comm.rank == 0
         agreed(self._comm, self._sync, interruptible=False)
-        agreed(self._comm, self._write_journal, interruptible=False)
+        agreed(self._comm, lambda: write_journal(self._prefix, self.journal) if first else None, interruptible=False)
         self._kept = time.monotonic()
 
     def _sync(self) -> None:
-        with os_errors_named(partial_path(self._prefix)):
+        with os_errors_named(self._partial.data):
             os.fsync(self._data.fileno())
         if self._comm.rank == 0:
-            with os_errors_named(lengths_path(self._prefix)):
-                sync_file(lengths_path(self._prefix))
-
-    def _write_journal(self) -> None:
-        if self._comm.rank == 0:
-            write_journal(self._prefix, self.journal)
-
-    def close(self) -> None:
-        """Close the data."""
-        self._data.close()
+            with os_errors_named(self._partial.lengths):
+                sync_file(self._partial.lengths)
 
 
-def _encode_all(
-    lanes: Lanes, prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal, comm: Comm, workers: int
-) -> Journal:
-    dtype = token_dtype(tokenizer.vocab_size)
-    with (
-        contextlib.closing(Ahead(encode_in_order(lanes.chunks(journal.step), recipe, workers=workers))) as encoded,
-        contextlib.closing(all_done(comm, lambda: _Writing(prefix, journal, encoded, comm, dtype))) as writing,
-        contextlib.closing(Progress("tokenising", shown=comm.rank == 0)) as progress,
-    ):
+def _encode_all(plan: _Plan, shards: Shards, journal: Journal, comm: Comm, workers: int) -> Journal:
+    with contextlib.ExitStack() as stack:
+        encoded = encode_in_order(shards.chunks(journal.step), plan.recipe, workers=workers)
+        stack.callback(lambda: getattr(encoded, "close", lambda: None)())
+        opened: list[IO[bytes]] = []
+        agreed(comm, lambda: opened.append(partial_files(plan.prefix).data.open("r+b", buffering=0)))
+        encodings = _Encodings(encoded)
+        writing = _Writing(plan, journal, stack.enter_context(opened[0]), encodings, comm)
+        progress = stack.enter_context(contextlib.closing(ProgressLine("tokenising", shown=comm.rank == 0)))
         try:
-            while writing.exchange(lanes.steps_per_exchange):
-                progress.update(writing.journal.tokens - journal.tokens, encoded.consumed)
+            while writing.exchange(shards.steps_per_exchange):
+                progress.update(writing.journal.tokens - journal.tokens, encodings.consumed())
         except UserError:
             # All ranks have met it, here, and a rerun goes on from here. A full disk is not to be reported twice.
             with contextlib.suppress(UserError):
@@ -234,30 +257,28 @@ def _write_at(descriptor: int, tokens: npt.NDArray[Any], offset: int) -> None:
         left, offset = left[written:], offset + written
 
 
-def _finish(prefix: Path, recipe: Recipe, tokenizer: Tokenizer, journal: Journal, comm: Comm, workers: int) -> Manifest:
+def _finish(plan: _Plan, journal: Journal, comm: Comm, workers: int) -> Manifest:
     if not journal.documents:
         raise UserError(f"{', '.join(one['name'] for one in journal.state['sources'])}: no document with any text")
+    partial = partial_files(plan.prefix)
 
     def index() -> None:
         if comm.rank == 0:
-            lengths = np.memmap(lengths_path(prefix), dtype="<i4", mode="r", shape=(journal.documents,))
-            write_index(partial_index_path(prefix), token_dtype(tokenizer.vocab_size), [IndexPart(lengths)])
-
-    def contents(path: Path) -> Contents:
-        return all_done_exchanging(comm, lambda ranks: measured(path, comm=ranks, threads=workers))
+            lengths = np.memmap(partial.lengths, dtype="<i4", mode="r", shape=(journal.documents,))
+            write_index(partial.idx, plan.dtype, [IndexPart(lengths)])
 
     agreed(comm, index)
     manifest = Manifest(
         source=journal.state,
-        tokenizer=recipe.tokenizer.name,
+        tokenizer=plan.recipe.tokenizer.name,
         tokenizer_sha256=journal.state["tokenizer"],
-        vocab_size=tokenizer.vocab_size,
-        eod_id=tokenizer.eod_id,
+        vocab_size=plan.vocab_size,
+        eod_id=plan.eod_id,
         documents=journal.documents,
         tokens=journal.tokens,
         skipped=journal.skipped,
-        data=contents(partial_path(prefix)),
-        index=contents(partial_index_path(prefix)),
+        data=measured(partial.data, comm=comm, threads=workers),
+        index=measured(partial.idx, comm=comm, threads=workers),
     )
-    agreed(comm, lambda: publish(prefix, manifest) if comm.rank == 0 else None)
+    agreed(comm, lambda: publish(plan.prefix, manifest) if comm.rank == 0 else None)
     return manifest

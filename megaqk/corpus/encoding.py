@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megaqk.corpus.lines import Chunk
-from megaqk.corpus.parsing import bad_document, numbered_texts
+from megaqk.corpus.parsing import bad_document, texts_of
 from megaqk.data.indexed import token_dtype
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.errors import UserError
@@ -33,45 +33,27 @@ _HOLDS_END = "encodes to the end-of-document token"
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a chunk's documents, each followed by an end of document.
+    """The tokens of a chunk's documents, each followed by an end of document."""
 
-    Attributes:
-        tokens: Shape (lengths.sum(),), in the corpus' type.
-        lengths: Tokens of each document, its end included, shape (documents,), int32.
-        skipped: Documents left out, by reason.
-        consumed: See `Chunk`.
-    """
-
-    tokens: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int32]
-    skipped: Counter[str]
-    consumed: float | None
+    tokens: npt.NDArray[Any]  # in the corpus' type
+    lengths: npt.NDArray[np.int32]  # of each document, its end included
+    skipped: Counter[str]  # documents left out, by reason
+    consumed: float | None  # see `Chunk`
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How chunks are encoded.
-
-    Attributes:
-        tokenizer: The tokenizer file.
-        text_field: The field of a JSON line that holds the text.
-        skip_bad: Leave malformed documents out and count them, instead of stopping.
-        eod_token: See `load_tokenizer`.
-    """
+    """How chunks are encoded."""
 
     tokenizer: Path
     text_field: str
-    skip_bad: bool
-    eod_token: str | None = None
+    skip_bad: bool  # leave malformed documents out and count them, instead of stopping
+    eod_token: str | None = None  # see `load_tokenizer`
 
 
 def encode_chunk(chunk: Chunk, recipe: Recipe, tokenizer: Tokenizer) -> Encoded:
-    """Parse and tokenise one chunk.
-
-    Raises:
-        UserError: A document is malformed and is not to be skipped.
-    """
-    texts, numbers, skipped = numbered_texts(chunk, recipe.text_field, skip_bad=recipe.skip_bad)
+    """Parse and tokenise one chunk; a malformed document is skipped, or a `UserError` that names its line."""
+    texts, numbers, skipped = texts_of(chunk, recipe.text_field, skip_bad=recipe.skip_bad)
     encoded = tokenizer.encode_batch(texts)
     # Some tokenizers spell the end of a document in text: to whoever reads the corpus it would be two documents.
     holding = [at for at, ids in enumerate(encoded) if (ids == tokenizer.eod_id).any()]
@@ -146,10 +128,8 @@ def encode_in_order(
 ) -> Iterator[tuple[_Tag, Encoded]]:
     """Encode tagged chunks on `workers` processes (1: in this one) and yield them in the order given.
 
-    At most two chunks a worker are under way, so memory does not grow with the input.
-
-    Raises:
-        UserError: As `encode_chunk`; or a worker was killed.
+    At most two chunks a worker are under way, so memory does not grow with the input. Raises a `UserError` as
+    `encode_chunk`, or where a worker was killed.
     """
     if workers == 1:
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.eod_token)

@@ -2,11 +2,20 @@
 
 import json
 from collections import Counter
+from typing import NamedTuple
 
 from megaqk.corpus.lines import Chunk
 from megaqk.errors import UserError
 
 EMPTY = "empty"
+
+
+class Texts(NamedTuple):
+    """The texts of a chunk in order, the line or row of each, and how many were left out by reason."""
+
+    texts: list[str]
+    numbers: list[int]
+    skipped: Counter[str]
 
 
 def _parse(line: bytes, text_field: str) -> tuple[str | None, str | None]:
@@ -29,13 +38,10 @@ def _parse(line: bytes, text_field: str) -> tuple[str | None, str | None]:
 
 def _encodable(text: str) -> bool:
     # JSON may escape half of a surrogate pair, which is no character and has no UTF-8.
-    if text.isascii():
-        return True
     try:
-        text.encode("utf-8")
+        return text.isascii() or bool(text.encode("utf-8"))
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def bad_document(chunk: Chunk, number: int, wrong: str) -> UserError:
@@ -47,23 +53,12 @@ def bad_document(chunk: Chunk, number: int, wrong: str) -> UserError:
     )
 
 
-def texts_of(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str], Counter[str]]:
-    """Return the texts of a chunk in order, and how many documents were left out by reason; see `numbered_texts`."""
-    texts, _, skipped = numbered_texts(chunk, text_field, skip_bad=skip_bad)
-    return texts, skipped
-
-
-def numbered_texts(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[list[str], list[int], Counter[str]]:
-    """Return the texts of a chunk in order, the line or row of each, and how many were left out by reason.
+def texts_of(chunk: Chunk, text_field: str, *, skip_bad: bool) -> Texts:
+    """Parse a chunk; a malformed document is skipped and counted, or a `UserError` that names its line.
 
     Empty documents carry nothing to learn and are always left out and counted; blank lines are no documents.
-
-    Raises:
-        UserError: A document is malformed and `skip_bad` is off; the message has the file and the line.
     """
-    texts: list[str] = []
-    numbers: list[int] = []
-    skipped: Counter[str] = Counter()
+    found = Texts([], [], Counter())
     documents = (chunk.lines or b"").split(b"\n") if chunk.texts is None else chunk.texts
     for number, document in enumerate(documents, start=chunk.first):
         if isinstance(document, bytes):
@@ -73,14 +68,14 @@ def numbered_texts(chunk: Chunk, text_field: str, *, skip_bad: bool) -> tuple[li
         else:
             text, wrong = (document, None) if document is not None else (None, f"field {text_field} is null")
         if text is not None and not _encodable(text):
-            text, wrong = None, "invalid UTF-8"
+            wrong = "invalid UTF-8"
         if wrong is not None:
             if not skip_bad:
                 raise bad_document(chunk, number, wrong)
-            skipped[wrong] += 1
+            found.skipped[wrong] += 1
         elif text:
-            texts.append(text)
-            numbers.append(number)
+            found.texts.append(text)
+            found.numbers.append(number)
         else:
-            skipped[EMPTY] += 1
-    return texts, numbers, skipped
+            found.skipped[EMPTY] += 1
+    return found

@@ -1,60 +1,97 @@
-"""From the `data` section to a tokenizer and a corpus on disk, made on first use."""
+"""From the `data` section to a tokenizer and a corpus on disk, made on first use, and to a run's samples."""
 
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from megaqk.config.data import DataConfig
+from megaqk.config.root import Config
 from megaqk.corpus.build import build_corpus
 from megaqk.corpus.encoding import Recipe, available_cores
-from megaqk.corpus.lanes import iterate_texts
+from megaqk.corpus.shards import iterate_texts
 from megaqk.corpus.sources import Source, find_sources
-from megaqk.corpus.tokenizer_training import train_sentencepiece
-from megaqk.data.checksum import block_checksum, sampled_checksum
-from megaqk.data.existing import PreparedData, open_given
-from megaqk.data.indexed import IndexedCorpus, data_path, index_path
-from megaqk.data.manifest import FORMAT, Manifest, check_counts, manifest_path, read_manifest, sizes_match
+from megaqk.corpus.tokenizer_training import check_vocab_size, train_sentencepiece
+from megaqk.data.existing import PreparedData, open_existing
+from megaqk.data.manifest import FORMAT, Manifest, manifest_path, read_manifest
+from megaqk.data.splits import Splits, open_splits
 from megaqk.data.tokenizer import load_tokenizer
+from megaqk.data.verification import sizes_match
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Solo
-from megaqk.runtime.files import exclusive_lock, os_errors_named, sha256_of, written_whole
+from megaqk.runtime.agreement import Comm, Solo, agreed
+from megaqk.runtime.files import os_errors_named, sha256_of, written_whole
+from megaqk.runtime.locks import exclusive_lock
 
 BUILTIN = "builtin"
 _SMALL_BYTES = 32 << 20
-# A prepared file up to this size is held against its checksum at each start; of larger ones a sample is.
-_WHOLE_BYTES = 256 << 20
 # More text makes the trainer slower, not its vocabulary better.
 _SAMPLE_LINES = 2_000_000
 
 
-def prepare(config: DataConfig) -> PreparedData:
-    """Return the data of a configuration, making what is missing.
-
-    Any number of processes may call this at once: one of them works, the others wait and find its result.
+def open_data(config: Config, comm: Comm = Solo()) -> tuple[PreparedData, Splits]:
+    """Return the data of a run and its samples, making what is missing; every rank of the job calls this.
 
     Raises:
-        UserError: The text, the tokenizer or the corpus is missing, malformed or does not fit the others.
+        UserError: As `prepare` and `open_splits`, on every rank.
     """
-    if config.corpus is not None:
-        return open_given((Path(config.corpus),), config)
-    if config.sources is not None:
-        return open_given(tuple(Path(source.corpus) for source in config.sources), config)
-    assert config.text is not None, "DataConfig asks for exactly one of corpus, sources and text"
-    patterns = [str(builtin_file())] if config.text == BUILTIN else [config.text]
-    sources = find_sources(patterns, key="data.text", text_field=config.text_field)
-    key = _key(config, sources)
-    directory = Path(config.cache_dir) / key
-    for path in (Path(config.cache_dir), directory):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"data.cache_dir = {config.cache_dir}: {path} must be a directory: remove that file")
-    found = _find(directory, config.eod_token)
-    if found is None:
-        with exclusive_lock(Path(config.cache_dir) / f"{key}.lock"):
-            # Another process may have made it while we waited.
-            found = _find(directory, config.eod_token) or _make(config, sources, directory)
-    return found
+    prepared, training = prepare(config.data, comm), config.training
+    splits: list[Splits] = []
+
+    def open_here() -> None:
+        batch, length = training.global_batch_size, training.sequence_length
+        opened = open_splits(prepared, config.data, sequence_length=length, seed=training.seed, global_batch_size=batch)
+        splits.append(opened)
+
+    agreed(comm, open_here)
+    return prepared, splits[0]
+
+
+def prepare(config: DataConfig, comm: Comm = Solo()) -> PreparedData:
+    """Return the data of a configuration, making what is missing; every rank of the job calls this.
+
+    Rank 0 works for the job. Any number of jobs may do so at once: one of them works, the others find its result.
+
+    Raises:
+        UserError: The text, the tokenizer or the corpus is missing, malformed or does not fit the others, or a rank
+            does not see what rank 0 has prepared; on every rank.
+    """
+    if config.text is None:
+        places = [config.corpus or ""] if config.sources is None else [source.corpus for source in config.sources]
+        return open_existing(tuple(map(Path, places)), config, comm)
+    made = agreed(comm, lambda: _from_text(config) if comm.rank == 0 else None)[0]
+    assert made is not None, "rank 0 returns what it has prepared"
+    prepared, manifest = made
+    prefix = prepared.corpora[0]
+
+    def look() -> None:
+        if comm.rank and (read_manifest(prefix) != manifest or not sizes_match(prefix, manifest)):
+            raise UserError(
+                f"data.cache_dir = {config.cache_dir}: has not the {prefix} that rank 0 has prepared: must be a "
+                "directory that all nodes share"
+            )
+
+    agreed(comm, look)
+    return prepared
+
+
+def prepares_quickly(config: DataConfig) -> bool:
+    """Tell whether `prepare` has nothing to make, or a text so small that it takes moments.
+
+    Raises:
+        UserError: What is to be made cannot be: a file is missing, the cache cannot be, or no tokenizer can.
+    """
+    if config.text is None:
+        return True
+    sources, directory = _request(config)
+    if _is_small(sources) or _find(directory, config) is not None:
+        return True
+    if config.tokenizer is None:
+        check_vocab_size(config.vocab_size, "data.vocab_size")
+    else:
+        _ = load_tokenizer(config.tokenizer, config.eod_token).eod_id
+    return False
 
 
 def builtin_file() -> Path:
@@ -62,7 +99,20 @@ def builtin_file() -> Path:
     return Path(str(resources.files("megaqk.corpus") / "assets" / "english.jsonl.xz"))
 
 
-def _key(config: DataConfig, sources: list[Source]) -> str:
+def _request(config: DataConfig) -> tuple[list[Source], Path]:
+    # What is to be prepared, and the directory of the result.
+    assert config.text is not None, "the caller has looked"
+    patterns = [str(builtin_file())] if config.text == BUILTIN else [config.text]
+    sources = find_sources(patterns, key="data.text", text_field=config.text_field)
+    cache = Path(config.cache_dir)
+    directory = cache / _key(config, sources)
+    for path in (cache, directory):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"data.cache_dir = {config.cache_dir}: {path} must be a directory: remove that file")
+    return sources, directory
+
+
+def _key(config: DataConfig, sources: Sequence[Source]) -> str:
     # Times and sizes stand in for the contents: a rerun must not read terabytes to learn that nothing changed. The
     # shipped text is named by its checksum, so that every installation has the same key.
     shipped = config.text == BUILTIN
@@ -76,51 +126,42 @@ def _key(config: DataConfig, sources: list[Source]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _find(directory: Path, eod_token: str | None) -> PreparedData | None:
+def _is_small(sources: Sequence[Source]) -> bool:
+    paths = [Path(source.name) for source in sources]
+    return all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) < _SMALL_BYTES
+
+
+def _from_text(config: DataConfig) -> tuple[PreparedData, Manifest]:
+    sources, directory = _request(config)
+    found = _find(directory, config)
+    if found is None:
+        waiting = f"{directory}: another process is preparing data.text, waiting for it to end"
+        with exclusive_lock(directory.with_suffix(".lock"), waiting=waiting):
+            # Another process may have made it while we waited.
+            found = _find(directory, config)
+            if found is None:
+                _make(config, sources, directory)
+                found = _find(directory, config)
+    assert found is not None, f"{directory / 'corpus'} was just written"
+    return found
+
+
+def _find(directory: Path, config: DataConfig) -> tuple[PreparedData, Manifest] | None:
     prefix = directory / "corpus"
     try:
         manifest = read_manifest(prefix)
+        if manifest is None:
+            return None
+        tokenizer = load_tokenizer(directory / manifest.tokenizer, config.eod_token)
+        found = open_existing((prefix,), config.model_copy(update={"tokenizer": str(tokenizer.path)}))
+        # The manifest has no checksum of its own.
+        same = (tokenizer.vocab_size, tokenizer.eod_id) == (manifest.vocab_size, manifest.eod_id)
     except UserError:
         return None
-    if manifest is None or not sizes_match(prefix, manifest):
-        return None
-    tokenizer = directory / manifest.tokenizer
-    if not tokenizer.is_file() or sha256_of(tokenizer) != manifest.tokenizer_sha256:
-        return None
-    if not _contents_match(prefix, manifest) or not _numbers_match(prefix, manifest, tokenizer, eod_token):
-        return None
-    return PreparedData(tokenizer, (prefix,), manifest.vocab_size, manifest.eod_id)
+    return (found, manifest) if same else None
 
 
-def _contents_match(prefix: Path, manifest: Manifest) -> bool:
-    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
-        if contents.size <= _WHOLE_BYTES:
-            good = block_checksum(path, threads=4) == contents.checksum
-        else:
-            # It is written last, so it may be missing; `data inspect --verify` reads all.
-            sample = _sample_path(path)
-            with os_errors_named(sample):
-                good = not sample.exists() or sample.read_bytes() == sampled_checksum(path).encode()
-        if not good:
-            return False
-    return True
-
-
-def _numbers_match(prefix: Path, manifest: Manifest, tokenizer: Path, eod_token: str | None) -> bool:
-    # The manifest has no checksum of its own.
-    try:
-        check_counts(IndexedCorpus(prefix, trusted=True), manifest)
-        loaded = load_tokenizer(tokenizer, eod_token)
-        return (loaded.vocab_size, loaded.eod_id) == (manifest.vocab_size, manifest.eod_id)
-    except UserError:
-        return False
-
-
-def _sample_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sample")
-
-
-def _make(config: DataConfig, sources: list[Source], directory: Path) -> PreparedData:
+def _make(config: DataConfig, sources: Sequence[Source], directory: Path) -> None:
     # Each step is whole or absent and the manifest comes last, so what a killed process leaves is gone on with.
     skip_bad = config.bad_documents == "skip"
     given = None if config.tokenizer is None else Path(config.tokenizer)
@@ -144,24 +185,15 @@ def _make(config: DataConfig, sources: list[Source], directory: Path) -> Prepare
         )
         with written_whole(model_path) as beside:
             beside.write_bytes(model)
-    paths = [Path(source.name) for source in sources]
-    small = all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) < _SMALL_BYTES
     build_corpus(
         sources,
         directory / "corpus",
         Recipe(model_path, config.text_field, skip_bad, config.eod_token),
         comm=Solo(),
         # Starting processes takes longer than a small text does.
-        workers=1 if small else available_cores(),
+        workers=1 if _is_small(sources) else available_cores(),
         overwrite=True,
     )
-    for path in (data_path(directory / "corpus"), index_path(directory / "corpus")):
-        if path.stat().st_size > _WHOLE_BYTES:
-            with written_whole(_sample_path(path)) as beside:
-                beside.write_text(sampled_checksum(path))
-    made = _find(directory, config.eod_token)
-    assert made is not None, f"{directory / 'corpus'} was just written"
-    return made
 
 
 def _opens(model_path: Path) -> bool:
@@ -170,20 +202,3 @@ def _opens(model_path: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def open_data(config, comm):  # type: ignore
-    from megaqk.data.splits import open_splits
-
-    prepared = prepare(config.data)
-    return prepared, open_splits(
-        prepared,
-        config.data,
-        sequence_length=config.training.sequence_length,
-        seed=config.training.seed,
-        global_batch_size=config.training.global_batch_size,
-    )
-
-
-def prepares_quickly(data):  # type: ignore
-    return data.text is None or data.text == "builtin" or Path(data.text).stat().st_size < (32 << 20)

@@ -1,7 +1,6 @@
 """Training a sentencepiece tokenizer."""
 
 import io
-import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,8 @@ _LONGEST_LINE = 1 << 24
 # makes the same tokenizer. Threads beyond the cores cost next to nothing.
 _THREADS = 16
 _UNKNOWN = "<unk>"
+# 256 bytes, the unknown, the end of document and the newline.
+_NEEDED_PIECES = 259
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -31,22 +32,14 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _sampled(lines: Iterator[str], count: int) -> list[str]:
-    # Algorithm L (Li, 1994): draws how many lines to pass over, so that millions of lines take few draws. The trainer's
-    # own sampling starts from another seed in every process.
+    # A reservoir. The trainer's own sampling starts from another seed in every process.
     draws = random.Random(0)
-
-    def draw() -> float:
-        return draws.random() or 0.5  # in (0, 1)
-
     sample = list(islice(lines, count))
-    kept = math.exp(math.log(draw()) / count)
-    while True:
-        passed = int(math.log(draw()) / math.log1p(-kept))
-        line = next(islice(lines, passed, None), None)
-        if line is None:
-            return sample
-        sample[int(draw() * count)] = line
-        kept *= math.exp(math.log(draw()) / count)
+    for number, line in enumerate(lines, start=count + 1):
+        place = int(draws.random() * number)
+        if place < count:
+            sample[place] = line
+    return sample
 
 
 def train_sentencepiece(
@@ -69,15 +62,9 @@ def train_sentencepiece(
         sample_lines: Train on this many lines drawn at random, always the same ones of the same texts; 0 takes all.
         vocab_size_key: What the user calls `vocab_size`, for messages.
         input_key: What the user calls the texts, for messages.
-
-    Returns:
-        The contents of a sentencepiece `.model` file.
-
-    Raises:
-        UserError: There is no text, it is too small or too varied for the vocabulary size, or a special token is
-            impossible.
     """
     _check_special(special_tokens)
+    check_vocab_size(vocab_size, vocab_size_key, len(special_tokens))
     lines = _lines(texts)
     first = next(lines, None)
     if first is None:
@@ -111,6 +98,13 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise _explained(error, vocab_size, vocab_size_key) from error
     return model.getvalue()
+
+
+def check_vocab_size(vocab_size: int, key: str, num_special: int = 0) -> None:
+    """Refuse a size that no text can give a tokenizer, before any is read."""
+    needed = _NEEDED_PIECES + num_special + 1
+    if vocab_size < needed:
+        raise UserError(f"{key} = {vocab_size}: must be at least {needed}: every byte, the special tokens and a piece")
 
 
 def _check_special(special_tokens: Sequence[str]) -> None:

@@ -1,31 +1,40 @@
-"""Writing Megatron's corpus format; see `indexed` for its layout."""
+"""Writing Megatron's corpus format (see `indexed` for its layout), and giving what was written its final names."""
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.indexed import CODES, MAGIC, VERSION, data_path, index_path
-from megaqk.runtime.files import os_errors_named, written_whole
+from megaqk.data.indexed import CODES, MAGIC, VERSION, data_path, file_of, index_path
+from megaqk.data.manifest import Manifest, manifest_path, write_manifest
+from megaqk.runtime.files import os_errors_named, sync_directory, written_whole
 
 _BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
-class IndexPart:
-    """A run of documents in an index.
+class Partial(NamedTuple):
+    """The files of an unfinished corpus."""
 
-    Attributes:
-        lengths: Tokens of each sequence, shape (sequences,); may be memory-mapped, it is read in blocks.
-        documents: Sequence boundaries of the documents, shape (documents + 1,), counted from anywhere; None: each
-            sequence is a document.
-    """
+    data: Path
+    idx: Path
+    lengths: Path
+    journal: Path
 
-    lengths: npt.NDArray[np.int32]
+
+def partial_files(prefix: Path) -> Partial:
+    """Return where the parts of a corpus are until it is finished."""
+    suffixes = (".bin.partial", ".idx.partial", ".len.partial", ".journal.json")
+    return Partial(*(file_of(prefix, suffix) for suffix in suffixes))
+
+
+class IndexPart(NamedTuple):
+    """A run of documents in an index."""
+
+    lengths: npt.NDArray[np.int32]  # tokens of each sequence; may be memory-mapped, it is read in blocks
+    # Sequence boundaries, shape (documents + 1,), counted from anywhere; None: each sequence is a document.
     documents: npt.NDArray[np.int64] | None = None
 
     @property
@@ -37,26 +46,16 @@ class IndexPart:
         """Return where documents [begin, end) end, in sequences of this part."""
         if self.documents is None:
             return np.arange(begin + 1, end + 1, dtype=np.int64)
-        ends: npt.NDArray[np.int64] = self.documents[begin + 1 : end + 1] - self.documents[0]
-        return ends
+        return np.asarray(self.documents[begin + 1 : end + 1] - self.documents[0])
 
 
 def write_index(path: Path, dtype: np.dtype[Any], parts: Sequence[IndexPart]) -> None:
-    """Write the index of sequences that lie back to back in PREFIX.bin.
-
-    Args:
-        path: PREFIX.idx, or what will become it.
-        dtype: Type of the tokens in PREFIX.bin.
-        parts: Documents, part after part.
-
-    Raises:
-        UserError: The operating system refused to write.
-    """
+    """Write the index of `parts`, one after another, whose sequences lie back to back in data of type `dtype`."""
     sequences = sum(len(part.lengths) for part in parts)
     entries = sum(part.num_documents for part in parts) + 1
+    blocks = [(part.lengths, begin) for part in parts for begin in range(0, len(part.lengths), _BLOCK)]
     with written_whole(path) as beside, beside.open("wb") as stream:
         stream.write(MAGIC + struct.pack("<QBQQ", VERSION, CODES[dtype], sequences, entries))
-        blocks = [(part.lengths, begin) for part in parts for begin in range(0, len(part.lengths), _BLOCK)]
         for lengths, begin in blocks:
             stream.write(lengths[begin : begin + _BLOCK].astype("<i4").tobytes())
         start = 0
@@ -74,16 +73,23 @@ def write_index(path: Path, dtype: np.dtype[Any], parts: Sequence[IndexPart]) ->
             before += len(part.lengths)
 
 
-def write_corpus(prefix: Path, dtype: np.dtype[Any], documents: list[npt.NDArray[Any]]) -> None:
-    """Write a small corpus that is in memory, one sequence a document.
+def publish(prefix: Path, manifest: Manifest | None) -> None:
+    """Rename the partial data and index to what they are, in place of what was there.
 
-    Raises:
-        UserError: The operating system refused to write.
+    The old manifest goes first, so that it never describes new files, and the old data next; the new data's rename is
+    the last step and makes all of it a corpus. Whatever interrupts this leaves the partial data, with which the
+    corpus is unfinished and can be published again.
     """
+    partial = partial_files(prefix)
     with os_errors_named(prefix):
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(data_path(prefix)) as path, path.open("wb") as stream:
-        for document in documents:
-            stream.write(np.asarray(document).astype(dtype).tobytes())
-    lengths = np.array([len(document) for document in documents], dtype=np.int32)
-    write_index(index_path(prefix), dtype, [IndexPart(lengths)])
+        for path in (manifest_path(prefix), data_path(prefix)):
+            path.unlink(missing_ok=True)
+            # Directory entries reach the disk in the order of these only because each waits for the one before.
+            sync_directory(prefix.parent)
+        partial.idx.replace(index_path(prefix))
+        sync_directory(prefix.parent)
+    if manifest is not None:
+        write_manifest(prefix, manifest)
+    with os_errors_named(prefix):
+        partial.data.replace(data_path(prefix))
+        sync_directory(prefix.parent)

@@ -1,60 +1,83 @@
-"""A checksum that many threads or ranks can compute together.
+"""Checksums of files of any size, which threads and ranks divide.
 
-It is the SHA-256 of the SHA-256 digests of the file's consecutive 64 MiB blocks, so that the work on a corpus of
-terabytes is divided, which the plain SHA-256 of a file cannot be.
+The checksum is the SHA-256 of the SHA-256 digests of the file's consecutive 64 MiB blocks: the plain SHA-256 of a file
+cannot be divided. Probes are short digests of 1 MiB each, spread over the file with the first and the last at its ends:
+what can be checked of terabytes at every start. They cover a file of up to 64 MiB whole.
 """
 
 import hashlib
+import itertools
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated, TypeVar
 
-from megaqk.runtime.agreement import Comm, Solo
+from pydantic import Field
+
+from megaqk.config.base import Section
+from megaqk.runtime.agreement import Comm, Solo, agreed
 from megaqk.runtime.files import os_errors_named
 
+_T = TypeVar("_T")
+Count = Annotated[int, Field(ge=0)]
 BLOCK_BYTES = 64 << 20
-_READ = 1 << 20
+PROBE_BYTES = 1 << 20
+MAX_PROBES = 64
+ALL = slice(None)
+
+
+class Contents(Section):
+    """What a file held when it was made. What older versions made has no probes."""
+
+    size: Count
+    checksum: str
+    probes: tuple[str, ...] | None = None
+
+
+def share_of(comm: Comm) -> slice:
+    """Return which pieces of a divided work are this rank's."""
+    return slice(comm.rank, None, comm.size)
+
+
+def _joined(parts: Iterable[Iterable[_T]]) -> list[_T]:
+    # What ranks made of their shares, in order.
+    return [piece for turn in itertools.zip_longest(*parts) for piece in turn if piece is not None]
 
 
 def _block_digest(descriptor: int, block: int) -> bytes:
     digest = hashlib.sha256()
-    for at in range(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES, _READ):
-        data = os.pread(descriptor, _READ, at)
-        digest.update(data)
-        if len(data) < _READ:
-            break
+    for at in range(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES, PROBE_BYTES):
+        digest.update(os.pread(descriptor, PROBE_BYTES, at))
     return digest.digest()
 
 
-def block_checksum(path: Path, *, comm: Comm | None = None, threads: int = 1) -> str:
-    """Return the checksum of a file in hexadecimal, on every rank of `comm`, which divides the blocks.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    comm = comm or Solo()
-    with os_errors_named(path), path.open("rb") as stream:
-        blocks = -(-stream.seek(0, os.SEEK_END) // BLOCK_BYTES)
-        mine = range(comm.rank, blocks, comm.size)
-        # hashlib lets go of the interpreter lock while it works.
-        with ThreadPoolExecutor(threads) as pool:
-            digests = dict(zip(mine, pool.map(lambda block: _block_digest(stream.fileno(), block), mine), strict=True))
-    everyones = {block: digest for part in comm.allgather(digests) for block, digest in part.items()}
-    return hashlib.sha256(b"".join(everyones[block] for block in range(blocks))).hexdigest()
-
-
-def sampled_checksum(path: Path, *, at_most: int = 64 << 20) -> str:
-    """Return the SHA-256 of a file's size and of its contents, or of about `at_most` bytes of them spread evenly.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+def probe_share(path: Path, share: slice = ALL) -> list[str]:
+    """Return the probes of a file that belong to a share."""
     with os_errors_named(path), path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(f"{size} ".encode())
-        reads = -(-min(size, at_most) // _READ)
-        for number in range(reads):
-            # The first and the last read are the two ends of the file.
-            at = number * (size - _READ) // (reads - 1) if size > at_most and reads > 1 else number * _READ
-            digest.update(os.pread(stream.fileno(), _READ, at))
-    return digest.hexdigest()
+        offsets = list(range(0, size, PROBE_BYTES))
+        if len(offsets) > MAX_PROBES:
+            offsets = [number * (size - PROBE_BYTES) // (MAX_PROBES - 1) for number in range(MAX_PROBES)]
+        blocks = (os.pread(stream.fileno(), PROBE_BYTES, at) for at in offsets[share])
+        return [hashlib.sha256(block).hexdigest()[:16] for block in blocks]
+
+
+def probes(path: Path, comm: Comm) -> tuple[str, ...]:
+    """Return the probes of a file, which the ranks of `comm` divide, on every rank."""
+    return tuple(_joined(agreed(comm, lambda: probe_share(path, share_of(comm)))))
+
+
+def measured(path: Path, *, comm: Comm = Solo(), threads: int = 1) -> Contents:
+    """Read all of a file, which the ranks of `comm` divide, and measure it on every rank."""
+
+    def mine() -> tuple[int, list[bytes]]:
+        with os_errors_named(path), path.open("rb") as stream, ThreadPoolExecutor(threads) as pool:
+            size = stream.seek(0, os.SEEK_END)
+            blocks = range(-(-size // BLOCK_BYTES))[share_of(comm)]
+            # hashlib lets go of the interpreter lock while it works.
+            return size, list(pool.map(lambda block: _block_digest(stream.fileno(), block), blocks))
+
+    sizes, digests = zip(*agreed(comm, mine), strict=True)
+    checksum = hashlib.sha256(b"".join(_joined(digests))).hexdigest()
+    return Contents(size=sizes[0], checksum=checksum, probes=probes(path, comm))

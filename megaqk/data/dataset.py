@@ -15,7 +15,7 @@ _COUNT_BLOCK = 1 << 22
 _SAMPLED_BLOCKS = 1000
 
 
-class SampleStream(Protocol):
+class Dataset(Protocol):
     """An endless sequence of samples, each a pure function of its global position.
 
     Attributes:
@@ -35,11 +35,12 @@ class SampleStream(Protocol):
         """Yield the tokens of one epoch in blocks of bounded size, or about `at_most` of them spread evenly over it."""
 
 
-class PackedStream:
-    """The tokens [begin, end) of a corpus as samples; consecutive ones in file order share one token.
+class PackedDataset:
+    """The tokens [begin, end) of a corpus as samples (see `Dataset`); consecutive ones in file order share one token.
 
     Sample i is tokens[begin + i * sequence_length :][: sequence_length + 1], whatever documents it touches: no index
-    is built, opened or kept. See `SampleStream`.
+    is built, opened or kept. `shuffle_key` seeds the order of each epoch, None keeps file order; tokens are held
+    against `vocab_size`, unless it is None.
     """
 
     def __init__(
@@ -52,16 +53,6 @@ class PackedStream:
         shuffle_key: tuple[int | str, ...] | None,
         vocab_size: int | None = None,
     ) -> None:
-        """Make a stream of at least one sample.
-
-        Args:
-            corpus: The corpus.
-            begin: First token.
-            end: One past the last token; at least sequence_length + 1 after `begin`.
-            sequence_length: Tokens a sample trains on.
-            shuffle_key: What seeds the order of each epoch; None keeps file order in every epoch.
-            vocab_size: Ids of the tokenizer, which tokens are held against; None takes them as they are.
-        """
         self.sequence_length = sequence_length
         self.num_tokens = end - begin
         self.num_samples = samples_in(self.num_tokens, sequence_length)
@@ -74,11 +65,7 @@ class PackedStream:
         self._name = data_path(corpus.prefix)
 
     def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the samples at global positions (>= 0), shape (len(positions), sequence_length + 1).
-
-        Raises:
-            UserError: A token is outside the vocabulary: the corpus was made with another tokenizer, or is damaged.
-        """
+        """Return the samples at global positions; see `Dataset`."""
         epochs, rows = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
         if self._shuffle_key is not None:
             for epoch in np.unique(epochs):
@@ -91,7 +78,7 @@ class PackedStream:
         return samples
 
     def token_blocks(self, *, at_most: int | None = None) -> Iterator[npt.NDArray[np.integer[Any]]]:
-        """Yield the tokens of one epoch in blocks of bounded size, or about `at_most` of them spread evenly over it."""
+        """Yield the tokens of one epoch, or about `at_most` of them; see `Dataset`."""
         stride = size = _COUNT_BLOCK
         if at_most is not None and at_most < self.num_tokens:
             stride = -(-self.num_tokens // _SAMPLED_BLOCKS)
@@ -108,6 +95,3 @@ def _epoch_order(num_samples: int, key: tuple[int | str, ...]) -> Permutation:
 def samples_in(num_tokens: int, sequence_length: int) -> int:
     """Return how many overlapping samples of sequence_length + 1 tokens fit into `num_tokens`."""
     return max(num_tokens - 1, 0) // sequence_length
-
-
-Dataset = SampleStream

@@ -1,91 +1,90 @@
-"""Corpora that the user brings: opened, and held against their manifests and the tokenizer."""
+"""Corpora that exist: opened, and held against their manifests and the tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megaqk.config.data import DataConfig
-from megaqk.corpus.inspection import check_tokens
+from megaqk.data.checksum import share_of
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.manifest import Manifest, check_counts, check_sizes, read_manifest
-from megaqk.data.packing import check_ends
+from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
+from megaqk.data.verification import check_counts, check_ends, check_probes, check_sizes, check_tokens
 from megaqk.errors import UserError
+from megaqk.runtime.agreement import Comm, Solo, agreed
 from megaqk.runtime.files import sha256_of
 
-# Every rank looks at so many tokens of a given corpus, spread over the whole: all of a small one, a tenth of a second.
+# The job looks at so many tokens of a corpus at its start, spread over the whole: a tenth of a second for one process.
 _TOKENS_CHECKED = 10**7
+# An index up to this size is checked entry by entry where the manifest's probes vouch for it.
+_LARGE_INDEX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A tokenizer and a corpus made with it.
+    """A tokenizer and a corpus made with it."""
 
-    Attributes:
-        tokenizer: The tokenizer file; None where a corpus was given whose manifest stands in for it.
-        corpora: Prefix of the corpus, or of each of data.sources in their order.
-        vocab_size: Ids of the tokenizer, without padding for tensor parallelism.
-        eod_id: The id that ends every document.
-    """
-
-    tokenizer: Path | None
-    corpora: tuple[Path, ...]
-    vocab_size: int
+    tokenizer: Path | None  # None where a corpus was given whose manifest stands in for it
+    corpora: tuple[Path, ...]  # prefix of the corpus, or of each of data.sources in their order
+    vocab_size: int  # without padding for tensor parallelism
     eod_id: int
 
 
-def open_given(prefixes: tuple[Path, ...], config: DataConfig) -> PreparedData:
-    """Return corpora that exist, after checking what can be checked in moments.
-
-    Args:
-        prefixes: The corpora, without suffixes.
-        config: The `data` section, for its tokenizer and whether documents are kept apart.
+def open_existing(prefixes: tuple[Path, ...], config: DataConfig, comm: Comm = Solo()) -> PreparedData:
+    """Return corpora that exist, after checking what can be checked in moments; the ranks of `comm` divide the reading.
 
     Raises:
-        UserError: A corpus or the tokenizer is missing, damaged, or does not fit the others.
+        UserError: A corpus or the tokenizer is missing, damaged, or does not fit the others; on every rank.
     """
+    return agreed(comm, lambda: _checked(prefixes, config, share_of(comm)))[comm.rank]
+
+
+def _checked(prefixes: tuple[Path, ...], config: DataConfig, share: slice) -> PreparedData:
     manifests = [read_manifest(prefix) for prefix in prefixes]
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         if manifest is not None:
             check_sizes(prefix, manifest)
+    prepared = _fitted(prefixes, manifests, config)
+    # A manifest may be wrong and a file damaged since: better known now than at some step.
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        large = manifest is not None and manifest.index.size > _LARGE_INDEX_BYTES
+        corpus = IndexedCorpus(prefix, trusted=share.start > 0 or large)
+        if manifest is not None:
+            check_counts(corpus, manifest)
+        check_tokens(corpus, prepared.vocab_size, at_most=_TOKENS_CHECKED, share=share)
+        if config.separate_documents:
+            check_ends(corpus, prepared.eod_id, share=share)
+        if manifest is not None:
+            check_probes(prefix, manifest, share)
+    return prepared
+
+
+def _fitted(prefixes: tuple[Path, ...], manifests: Sequence[Manifest | None], config: DataConfig) -> PreparedData:
     if config.tokenizer is None:
         manifest = manifests[0]
         if manifest is None:
             raise UserError(f"data.tokenizer = null: must be given: {prefixes[0]} has no manifest that describes one")
-        prepared = PreparedData(None, prefixes, manifest.vocab_size, manifest.eod_id)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer, config.eod_token)
-        checksum = sha256_of(tokenizer.path)
-        for prefix, manifest in zip(prefixes, manifests, strict=True):
-            if manifest is not None and manifest.tokenizer_sha256 != checksum:
-                raise UserError(
-                    f"data.tokenizer = {config.tokenizer}: must be the {manifest.tokenizer} that made {prefix}, "
-                    "its checksum differs from the manifest's"
-                )
-        eod_id = _agreed_end(tokenizer, prefixes, manifests, config.eod_token)
-        prepared = PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, eod_id)
-    # A manifest may be wrong and a file damaged since: better known now than at some step.
-    for prefix, manifest in zip(prefixes, manifests, strict=True):
-        corpus = IndexedCorpus(prefix, trusted=manifest is not None)
-        if manifest is not None:
-            check_counts(corpus, manifest)
-        check_tokens(corpus, prepared.vocab_size, at_most=_TOKENS_CHECKED)
-        if config.separate_documents:
-            check_ends(corpus, prepared.eod_id)
-    return prepared
+        return PreparedData(None, prefixes, manifest.vocab_size, manifest.eod_id)
+    tokenizer = load_tokenizer(config.tokenizer, config.eod_token)
+    known = [(prefix, one) for prefix, one in zip(prefixes, manifests, strict=True) if one is not None]
+    checksum = sha256_of(tokenizer.path)
+    for prefix, manifest in known:
+        if manifest.tokenizer_sha256 != checksum:
+            raise UserError(
+                f"data.tokenizer = {config.tokenizer}: must be the {manifest.tokenizer} that made {prefix}, "
+                "its checksum differs from the manifest's"
+            )
+    return PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, _common_end(tokenizer, known, config.eod_token))
 
 
-def _agreed_end(
-    tokenizer: Tokenizer, prefixes: Sequence[Path], manifests: Sequence[Manifest | None], eod_token: str | None
-) -> int:
+def _common_end(tokenizer: Tokenizer, known: Sequence[tuple[Path, Manifest]], eod_token: str | None) -> int:
     # Which token was named when a corpus was prepared need not be said again: its manifest knows the id.
-    known = [(prefix, one.eod_id) for prefix, one in zip(prefixes, manifests, strict=True) if one is not None]
-    eod_id = tokenizer.eod_id if eod_token is not None or not known else known[0][1]
-    for prefix, made_with in known:
-        if made_with != eod_id:
+    eod_id = tokenizer.eod_id if eod_token is not None or not known else known[0][1].eod_id
+    for prefix, manifest in known:
+        if manifest.eod_id != eod_id:
             raise UserError(
                 f"data.eod_token = {'null' if eod_token is None else eod_token}: the documents of {prefix} end with "
-                f"token {made_with} {tokenizer.piece(made_with)!r}, must be {eod_id} {tokenizer.piece(eod_id)!r} as "
-                f"{'in the other corpora' if eod_token is None else 'named'}"
+                f"token {manifest.eod_id} {tokenizer.piece(manifest.eod_id)!r}, must be {eod_id} "
+                f"{tokenizer.piece(eod_id)!r} as {'in the other corpora' if eod_token is None else 'named'}"
             )
     return eod_id

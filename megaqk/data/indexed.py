@@ -30,7 +30,6 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _BLOCK = 1 << 20
-_LARGE = 1 << 24
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -38,14 +37,19 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
 
 
+def file_of(prefix: Path, suffix: str) -> Path:
+    """Return PREFIX with a suffix; a name may hold dots."""
+    return prefix.with_name(prefix.name + suffix)
+
+
 def data_path(prefix: Path) -> Path:
     """Return PREFIX.bin."""
-    return prefix.with_name(prefix.name + ".bin")
+    return file_of(prefix, ".bin")
 
 
 def index_path(prefix: Path) -> Path:
     """Return PREFIX.idx."""
-    return prefix.with_name(prefix.name + ".idx")
+    return file_of(prefix, ".idx")
 
 
 def _mapped(path: Path) -> bytes | mmap.mmap:
@@ -60,21 +64,16 @@ class IndexedCorpus:
 
     Attributes:
         tokens: All tokens in file order, shape (num_tokens,), a view of PREFIX.bin.
-        lengths: Tokens of each sequence, shape (num_sequences,), int32.
-        offsets: Byte offset of each sequence in PREFIX.bin, shape (num_sequences,), int64.
+        lengths: Tokens of each sequence, int32.
+        offsets: Byte offset of each sequence in PREFIX.bin, int64.
         documents: Sequence boundaries of the documents, shape (num_documents + 1,), int64.
     """
 
     def __init__(self, prefix: Path | str, *, trusted: bool = False) -> None:
-        """Map and check the two files.
+        """Map the two files; raise a `UserError` where one is missing or they do not describe one well-formed corpus.
 
-        Args:
-            prefix: Path without extension.
-            trusted: Check only the ends of an index too large to be read in a moment. Whatever it holds, tokens are
-                taken from the mapped data alone.
-
-        Raises:
-            UserError: A file is missing or the two do not describe one well-formed corpus.
+        Of a `trusted` index, which has been checked or is too large for it, only the ends are looked at. Whatever it
+        holds, tokens are taken from the mapped data alone.
         """
         self.prefix = Path(prefix)
         self.path = index_path(self.prefix)
@@ -109,50 +108,46 @@ class IndexedCorpus:
         self.offsets = np.frombuffer(index, dtype="<i8", count=num_sequences, offset=at)
         at += 8 * num_sequences
         self.documents = np.frombuffer(index, dtype="<i8", count=num_entries, offset=at)
-        self._check(ends_only=trusted and num_sequences > _LARGE)
+        self._check_sequences(max(num_sequences - _BLOCK, 0) if trusted else 0)
+        self._check_documents(max(self.num_documents - _BLOCK, 0) if trusted else 0)
 
     def _error(self, what: str) -> UserError:
         return UserError(f"{self.path}: {what}")
 
-    def _check(self, *, ends_only: bool) -> None:
+    def _check_sequences(self, first: int) -> None:
         # Sequences must lie back to back, as Megatron writes them: samples are then slices of one array, and the
         # offsets serve as the running sum of lengths that packing needs, without building one.
-        first = max(self.num_sequences - _BLOCK, 0) if ends_only else 0
-        expected = int(self.offsets[first]) if first else 0
+        expected, total = int(self.offsets[first]) if first else 0, self.num_tokens * self.dtype.itemsize
         for begin in range(first, self.num_sequences, _BLOCK):
             lengths = self.lengths[begin : begin + _BLOCK].astype(np.int64)
             if lengths.min() < 0:
                 at = begin + int(np.argmax(lengths < 0))
                 raise self._error(f"sequence {at} has length {self.lengths[at]}: must not be negative")
-            ends = expected + np.cumsum(lengths) * self.dtype.itemsize
-            wrong = self.offsets[begin : begin + _BLOCK] != ends - lengths * self.dtype.itemsize
-            if wrong.any():
-                at = begin + int(np.argmax(wrong))
-                should = int((ends - lengths * self.dtype.itemsize)[at - begin])
+            sizes = lengths * self.dtype.itemsize
+            starts = expected + np.cumsum(sizes) - sizes
+            wrong = np.flatnonzero(self.offsets[begin : begin + _BLOCK] != starts)
+            if wrong.size:
+                at = begin + int(wrong[0])
                 raise self._error(
-                    f"sequence {at} starts at byte {self.offsets[at]}: must start at {should}, after the one before"
+                    f"sequence {at} starts at byte {self.offsets[at]}: must start at {starts[wrong[0]]}, after the one "
+                    "before"
                 )
-            expected = int(ends[-1])
-            if expected > self.num_tokens * self.dtype.itemsize:
+            expected = int(starts[-1] + sizes[-1])
+            if expected > total:
                 break
-        if expected != self.num_tokens * self.dtype.itemsize:
-            raise self._error(
-                f"describes {expected} bytes of tokens, but {data_path(self.prefix)} has "
-                f"{self.num_tokens * self.dtype.itemsize}"
-            )
+        if expected != total:
+            raise self._error(f"describes {expected} bytes of tokens, but {data_path(self.prefix)} has {total}")
+
+    def _check_documents(self, first: int) -> None:
         if self.num_documents < 0 or self.documents[0] != 0 or self.documents[-1] != self.num_sequences:
             raise self._error(f"document entries must run from 0 to the number of sequences, {self.num_sequences}")
-        for begin in range(max(self.num_documents - _BLOCK, 0) if ends_only else 0, self.num_documents, _BLOCK):
+        for begin in range(first, self.num_documents, _BLOCK):
             block = self.documents[begin : begin + _BLOCK + 1]
             if (block[1:] < block[:-1]).any():
                 raise self._error(f"document entries after {begin} decrease: they must not")
 
     def start_of(self, document: int) -> int:
-        """Return the position in `tokens` at which a document in [0, num_documents] starts (or all end).
-
-        Raises:
-            UserError: A trusted index is damaged there.
-        """
+        """Return the position in `tokens` at which a document in [0, num_documents] starts (or all end)."""
         sequence = int(self.documents[document])
         if sequence == self.num_sequences:
             return self.num_tokens

@@ -1,63 +1,33 @@
 """The record beside each corpus of what it was made from and what it holds."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from megaqk.config.base import Section, refusal
-from megaqk.data.checksum import block_checksum
-from megaqk.data.indexed import IndexedCorpus, data_path, index_path
+from megaqk.data.checksum import Contents, Count
+from megaqk.data.indexed import data_path, file_of, index_path
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm
 from megaqk.runtime.files import os_errors_named, written_whole
 
 FORMAT = 1
 
-Count = Annotated[int, Field(ge=0)]
-
-
-class Contents(Section):
-    """What a file held when it was made.
-
-    Attributes:
-        size: Bytes.
-        checksum: See `checksum.block_checksum`.
-    """
-
-    size: Count
-    checksum: str
-
 
 class Manifest(Section):
-    """Contents of PREFIX.manifest.json.
-
-    Attributes:
-        format: Version of this record.
-        documents: Number of documents.
-        tokens: Number of tokens, ends of documents included.
-        vocab_size: Ids of the tokenizer.
-        eod_id: The id at the end of every document.
-        tokenizer: Name of the tokenizer file.
-        tokenizer_sha256: Its checksum.
-        data: PREFIX.bin.
-        index: PREFIX.idx.
-        skipped: Documents left out, by reason.
-        source: What the corpus was made from.
-    """
+    """Contents of PREFIX.manifest.json; `skipped` counts the documents that were left out, by reason."""
 
     format: int = FORMAT
     documents: Count
-    tokens: Count
-    # Tokens are of 32 bits at most.
-    vocab_size: int = Field(ge=1, lt=2**31)
+    tokens: Count  # ends of documents included
+    vocab_size: int = Field(ge=1, lt=2**31)  # tokens are of 32 bits at most
     eod_id: Count
-    tokenizer: str
+    tokenizer: str  # the file's name
     tokenizer_sha256: str
-    data: Contents
-    index: Contents
+    data: Contents  # PREFIX.bin
+    index: Contents  # PREFIX.idx
     skipped: dict[str, Count]
-    source: dict[str, Any]
+    source: dict[str, Any]  # what the corpus was made from
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -65,15 +35,14 @@ class Manifest(Section):
             raise refusal("eod_id", self.eod_id, f"must be below vocab_size, {self.vocab_size}")
         return self
 
+    def files(self, prefix: Path) -> tuple[tuple[Path, Contents], tuple[Path, Contents]]:
+        """Return the two files of the corpus at `prefix`, and what they held."""
+        return (data_path(prefix), self.data), (index_path(prefix), self.index)
+
 
 def manifest_path(prefix: Path) -> Path:
     """Return PREFIX.manifest.json."""
-    return prefix.with_name(prefix.name + ".manifest.json")
-
-
-def measured(path: Path, *, comm: Comm | None = None, threads: int = 1) -> Contents:
-    """Measure a file; the ranks of `comm` divide the work and all get the answer."""
-    return Contents(size=path.stat().st_size, checksum=block_checksum(path, comm=comm, threads=threads))
+    return file_of(prefix, ".manifest.json")
 
 
 def write_manifest(prefix: Path, manifest: Manifest) -> None:
@@ -83,18 +52,13 @@ def write_manifest(prefix: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(prefix: Path) -> Manifest | None:
-    """Read PREFIX.manifest.json; None if there is none.
-
-    Raises:
-        UserError: It is unreadable or not a manifest of this format.
-    """
+    """Read PREFIX.manifest.json; None if there is none."""
     path = manifest_path(prefix)
     if not path.exists():
         return None
-    with os_errors_named(path):
-        text = path.read_bytes()
     try:
-        manifest = Manifest.model_validate_json(text)
+        with os_errors_named(path):
+            manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(f"{path}: not a corpus manifest of format {FORMAT}: {_problem(error)}") from error
     if manifest.format != FORMAT:
@@ -109,42 +73,3 @@ def _problem(error: ValidationError) -> str:
     # A value of another type may be as long as it likes.
     value = f" = {first['input']}" if type(first["input"]) is int else ""
     return f"{key}{value}: {message}" if key else message
-
-
-def sizes_match(prefix: Path, manifest: Manifest) -> bool:
-    """Tell whether both files have the sizes the manifest names; cheap, unlike their checksums."""
-    return all(
-        path.is_file() and path.stat().st_size == contents.size
-        for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index))
-    )
-
-
-def check_sizes(prefix: Path, manifest: Manifest) -> None:
-    """Raise a `UserError` that names the file whose size is not the manifest's, or that is missing."""
-    for path, contents in ((data_path(prefix), manifest.data), (index_path(prefix), manifest.index)):
-        with os_errors_named(path):
-            size = path.stat().st_size
-        if size != contents.size:
-            raise UserError(
-                f"{path}: {size} bytes, {manifest_path(prefix).name} says {contents.size}: it was changed or damaged "
-                "after it was made; make it again, or remove the manifest of a corpus that has been replaced"
-            )
-
-
-def check_counts(corpus: IndexedCorpus, manifest: Manifest) -> None:
-    """Raise a `UserError` where the manifest counts other documents or tokens than its corpus has."""
-    for what, has, says in (
-        ("documents", corpus.num_documents, manifest.documents),
-        ("tokens", corpus.num_tokens, manifest.tokens),
-    ):
-        if has != says:
-            raise UserError(f"{manifest_path(corpus.prefix)}: {what} = {says}: must be {has}, which the corpus has")
-
-
-def is_described(prefix: Path) -> bool:
-    """Tell whether a corpus has a manifest that its files fit, and so an index that was right when it was written."""
-    try:
-        manifest = read_manifest(prefix)
-    except UserError:
-        return False
-    return manifest is not None and sizes_match(prefix, manifest)

@@ -9,11 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.indexed import IndexedCorpus
-from megaqk.errors import UserError
-
-_DOCUMENTS_CHECKED = 2000
-
 
 @dataclass(frozen=True)
 class DocumentLayout:
@@ -40,20 +35,3 @@ def document_layout(inputs: npt.NDArray[np.int64], eod_id: int) -> DocumentLayou
     index = np.arange(inputs.shape[1], dtype=np.int64)
     begun = np.maximum.accumulate(np.where(starts, index, 0), axis=1)
     return DocumentLayout(positions=index - begun, loss_mask=~ends)
-
-
-def check_ends(corpus: IndexedCorpus, eod_id: int) -> None:
-    """Look at the last tokens of documents spread over a corpus, of all of a small one; empty documents have none.
-
-    Raises:
-        UserError: One is not the end of document, so that `document_layout` would not see where documents end.
-    """
-    last = corpus.num_documents - 1
-    for number in np.unique(np.linspace(0, last, min(_DOCUMENTS_CHECKED, last + 1)).astype(np.int64)).tolist():
-        start, end = corpus.start_of(number), corpus.start_of(number + 1)
-        if end > start and int(corpus.tokens[end - 1]) != eod_id:
-            raise UserError(
-                f"data.separate_documents = true: document {number} of {corpus.prefix} ends with token "
-                f"{int(corpus.tokens[end - 1])}, must end with the end-of-document token {eod_id}: make the "
-                "corpus with it (Megatron: --append-eod), or name the token that it has in data.eod_token"
-            )

@@ -46,11 +46,7 @@ class Permutation:
         return joined
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Map an array of indices in [0, size), of any shape, to their images in [0, size).
-
-        Raises:
-            ValueError: An index lies outside [0, size).
-        """
+        """Map an array of indices in [0, size), of any shape, to their images in [0, size)."""
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and not (indices.min() >= 0 and indices.max() < self.size):
             raise ValueError(f"indices must lie in [0, {self.size})")

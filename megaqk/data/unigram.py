@@ -5,21 +5,17 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from megaqk.data.dataset import SampleStream
+from megaqk.data.dataset import Dataset
 from megaqk.errors import UserError
 
 # A second of counting. So many tell the frequencies of a vocabulary well; all of a large corpus would take hours.
 _TOKENS_COUNTED = 10**8
 
 
-def token_counts(stream: SampleStream, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Count each id in one epoch of a stream, or in a sample spread evenly over a large one, shape (vocab_size,).
-
-    Raises:
-        UserError: A token is outside the vocabulary.
-    """
+def token_counts(dataset: Dataset, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Count each id in one epoch of a dataset, or in a sample spread evenly over a large one, shape (vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for block in stream.token_blocks(at_most=_TOKENS_COUNTED):
+    for block in dataset.token_blocks(at_most=_TOKENS_COUNTED):
         low, high = int(block.min()), int(block.max())
         if low < 0 or high >= vocab_size:
             raise UserError(f"data: token {low if low < 0 else high} is outside the vocabulary, [0, {vocab_size})")
@@ -27,14 +23,11 @@ def token_counts(stream: SampleStream, vocab_size: int) -> npt.NDArray[np.int64]
     return counts
 
 
-def unigram_perplexity(train: SampleStream, valid: SampleStream, vocab_size: int) -> float:
+def unigram_perplexity(train: Dataset, valid: Dataset, vocab_size: int) -> float:
     """Perplexity on `valid` of the add-one-smoothed unigram model of `train`.
 
     It is exp of the mean of -log((count(token) + 1) / (training tokens + vocab_size)) over the validation tokens, of
     parts above 10^8 tokens over a sample.
-
-    Raises:
-        UserError: A token is outside the vocabulary.
     """
     seen = token_counts(train, vocab_size)
     asked = token_counts(valid, vocab_size)

@@ -1,10 +1,8 @@
 """Files that are either whole or absent."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,31 +51,6 @@ def written_whole(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def exclusive_lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
-    """Hold an advisory lock on file `path`, waiting for other processes; the kernel frees it if we die.
-
-    Args:
-        path: The file, made if need be.
-        waiting: A line for stderr where another process has the lock.
-    """
-    with os_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        with os_errors_named(path):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting is not None:
-                    sys.stderr.write(f"{waiting}\n")
-                    sys.stderr.flush()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks of bounded size."""
     digest = hashlib.sha256()
@@ -85,20 +58,3 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-class _Held:
-    def __init__(self, stream):  # type: ignore
-        self.stream = stream
-
-    def release(self):  # type: ignore
-        self.stream.close()
-
-
-def try_lock(path: Path):  # type: ignore
-    stream = path.open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    return _Held(stream)

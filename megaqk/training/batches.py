@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from megaqk.data.dataset import SampleStream
+from megaqk.data.dataset import Dataset
 from megaqk.data.packing import document_layout
 from megaqk.model.batch import Stream, plain_positions
 from megaqk.parallel.vocabulary import IGNORE_INDEX
@@ -29,7 +29,7 @@ class RankBatches:
 
     def __init__(
         self,
-        stream: SampleStream,
+        stream: Dataset,
         *,
         micro_batch: int,
         data_rank: int,

@@ -6,7 +6,8 @@ from typing import Any
 
 from megaqk.errors import UserError
 from megaqk.runtime.failure import Failure
-from megaqk.runtime.files import os_errors_named, try_lock, written_whole
+from megaqk.runtime.files import os_errors_named, written_whole
+from megaqk.runtime.locks import try_lock
 
 RESULT_FILE = "result.json"
 

@@ -2,17 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from megaqk.corpus.prepare import builtin_file
 from megaqk.corpus.tokenizer_training import train_sentencepiece
+from tests.corpora import SLOWLY, wait_for_documents
 
 # The environment's own, which the test dependencies install, before any other.
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -64,7 +65,7 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> list[str]:
-    # The shipped text makes two chunks, which two ranks share; the small file makes a second lane.
+    # The shipped text makes two chunks, which two ranks share; the small file makes a second shard.
     (tmp_path / "small.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100)))
     model = train_sentencepiece([f"text number {i} and some more" for i in range(100)], vocab_size=290)
     (tmp_path / "t.model").write_bytes(model)
@@ -115,17 +116,21 @@ def test_what_one_rank_cannot_read_ends_all(tmp_path: Path, inputs: list[str], m
 
 # Each takes a rank's view of a file away at a moment when the other ranks go on.
 LOSSES = {
-    "opening": "build.partial_path = lambda prefix: prefix / 'gone'",
+    "opening": "build.partial_files = lambda prefix: writer.partial_files(prefix / 'gone')",
     "syncing": "build._Writing._sync = lambda self: open('gone')",
-    "measuring": "build.measured = lambda path, **keys: open('gone')",
+    "measuring": "checksum._block_digest = lambda *_: open('gone')",
 }
 
 
 @pytest.mark.parametrize("moment", LOSSES)
 def test_a_rank_that_loses_its_files_ends_all(tmp_path: Path, inputs: list[str], moment: str) -> None:
     good = rank_command(*inputs, str(tmp_path / "c"))
-    bad = rank_command(*inputs, str(tmp_path / "c"), before=f"from megaqk.data import build\n{LOSSES[moment]}\n")
-    assert "gone: No such file" in refusal(prepare_apart(good, bad))
+    bad = rank_command(
+        *inputs,
+        str(tmp_path / "c"),
+        before=f"from megaqk.corpus import build, writer\nfrom megaqk.data import checksum\n{LOSSES[moment]}\n",
+    )
+    assert re.search(r"gone[.\w]*: No such file .*\(rank 1\)", refusal(prepare_apart(good, bad)))
     assert not (tmp_path / "c.bin").exists()
     # What was done is kept.
     assert run(good).returncode == 0
@@ -148,20 +153,11 @@ def test_ranks_that_disagree_are_refused(tmp_path: Path, inputs: list[str]) -> N
     assert not (tmp_path / "c.bin.partial").exists()
 
 
-# Small chunks, taken slowly, and a journal that only a stop writes.
-SLOWLY = """
-import os, time
+# Leaves word of which process a rank is.
+PIDS = """
+import os
 from pathlib import Path
-from megaqk.data import build, sources
-sources.CHUNK_BYTES, build.JOURNAL_EVERY_SECONDS = 300, 1e9
-real = build.encode_in_order
-def encode_in_order(*arguments, **keys):
-    for item in real(*arguments, **keys):
-        time.sleep(0.05)
-        yield item
-build.encode_in_order = encode_in_order
-rank = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
-Path(os.environ["PIDS"], rank).write_text(str(os.getpid()))
+Path(os.environ["PIDS"], os.environ["OMPI_COMM_WORLD_RANK"]).write_text(str(os.getpid()))
 """
 
 
@@ -171,14 +167,10 @@ def test_a_signal_to_one_rank_stops_all_and_a_rerun_continues(
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "PIDS", str(tmp_path))
     inputs = inputs[1:]
-    slow = [*LAUNCHER, "2", *rank_command(*inputs, str(tmp_path / "c"), before=SLOWLY)]
+    slow = [*LAUNCHER, "2", *rank_command(*inputs, str(tmp_path / "c"), before=SLOWLY + PIDS)]
     process = subprocess.Popen(slow, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        partial, deadline = tmp_path / "c.len.partial", time.monotonic() + 60
-        while not (partial.exists() and partial.stat().st_size):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_documents(process, tmp_path / "c")
         os.kill(int((tmp_path / str(rank)).read_text()), signal.SIGTERM)
         errors = process.communicate(timeout=60)[1]
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megaqk.runtime.files import try_lock
+from megaqk.runtime.locks import try_lock
 from tests.distributed import commands
 from tests.harness import run_distributed, run_torchrun
 

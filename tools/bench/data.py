@@ -22,13 +22,13 @@ import numpy as np
 from megaqk.config.data import DataConfig
 from megaqk.corpus.build import build_corpus
 from megaqk.corpus.encoding import Recipe
-from megaqk.corpus.lanes import iterate_texts
 from megaqk.corpus.prepare import builtin_file
+from megaqk.corpus.shards import iterate_texts
 from megaqk.corpus.sources import find_sources
 from megaqk.corpus.tokenizer_training import train_sentencepiece
 from megaqk.corpus.writer import IndexPart, write_index
-from megaqk.data.blend import BlendStream, Stage
-from megaqk.data.dataset import SampleStream
+from megaqk.data.blend import BlendedDataset, Phase
+from megaqk.data.dataset import Dataset
 from megaqk.data.existing import PreparedData
 from megaqk.data.indexed import index_path
 from megaqk.data.permutation import Permutation
@@ -165,7 +165,7 @@ def sparse_corpus(directory: Path, tokens: int, document: int) -> PreparedData:
     return PreparedData(None, (prefix,), 50_000, 0)
 
 
-def read_rate(stream: SampleStream, batch: int = 16, batches: int = 500) -> float:
+def read_rate(stream: Dataset, batch: int = 16, batches: int = 500) -> float:
     """Tokens/s of reading one batch after the other, whose samples lie all over the corpus; best of several passes.
 
     The first pass measures the disk (here: the kernel making pages), the others what a run sees whose pages are there.
@@ -181,14 +181,14 @@ def read_rate(stream: SampleStream, batch: int = 16, batches: int = 500) -> floa
 
 def opening_and_reading(directory: Path, sequence_length: int, model_rate: float) -> None:
     streams = [one_size(directory, tokens, sequence_length, model_rate) for tokens in (10**7, 10**8, BILLION)]
-    stages = [Stage(0, (0.7, 0.2, 0.1)), Stage(10**6, (123457.0, 98765.0, 3.0))]
-    taken = seconds(lambda: BlendStream(streams, stages))
-    rate = read_rate(BlendStream(streams, stages))
+    phases = [Phase(0, (0.7, 0.2, 0.1)), Phase(10**6, (123457.0, 98765.0, 3.0))]
+    taken = seconds(lambda: BlendedDataset(streams, phases))
+    rate = read_rate(BlendedDataset(streams, phases))
     built, read = f"built in {taken * 1e3:.1f} ms", f"read at {rate / 1e6:.0f}M tokens/s"
     print(f"blend of the three: {built}, {read} ({rate / model_rate:,.0f}x)")
 
 
-def one_size(directory: Path, tokens: int, sequence_length: int, model_rate: float) -> SampleStream:
+def one_size(directory: Path, tokens: int, sequence_length: int, model_rate: float) -> Dataset:
     config, prepared = DataConfig(corpus="unused"), sparse_corpus(directory, tokens, 1000)
     before = anonymous_memory()
 

@@ -3,14 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.data.test_cli import megaqk
 
+from megaqk.corpus import assembling
 from megaqk.corpus.inspection import describe_corpus
-from megaqk.corpus.writer import write_corpus
-from megaqk.data import assembling
+from megaqk.data.checksum import measured
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.manifest import Manifest, manifest_path, measured, read_manifest, write_manifest
+from megaqk.data.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
+from tests.unit.corpus.test_cli import megaqk
 
 EOD = 0
 PARTS = ("--part", "a=0.5", "--part", "b=0.25", "--part", "c=0.25")

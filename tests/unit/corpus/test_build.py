@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from megaqk.corpus import build
 from megaqk.corpus.encoding import Recipe
-from megaqk.data import build
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
-from megaqk.runtime.files import exclusive_lock
+from megaqk.runtime.locks import exclusive_lock
 from tests.unit.corpus.building import FILES, contents, make, on_threads, text
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -57,8 +57,8 @@ def test_workers_make_the_same_bytes(tmp_path: Path, recipe: Recipe) -> None:
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_more_files_than_lanes(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megaqk.corpus.lanes.MAX_LANES", 2)
+def test_more_files_than_shards(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaqk.corpus.shards.MAX_SHARDS", 2)
     make(tmp_path, recipe, "alone")
     on_threads(3, lambda comm: make(tmp_path, recipe, "together", comm=comm))
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")

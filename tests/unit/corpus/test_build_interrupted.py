@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from megaqk.corpus import build
 from megaqk.corpus.assembling import merge
 from megaqk.corpus.encoding import Recipe
-from megaqk.data import build
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.errors import UserError
+from tests.corpora import SLOWLY, wait_for_documents
 from tests.unit.corpus.building import FILES, contents, make, on_threads
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -51,8 +52,8 @@ def test_interrupted_work_goes_on_where_it_was(
     with (tmp_path / "out.bin.partial").open("ab") as stream:
         stream.write(b"half a tok")
     begun: list[int] = []
-    real = build.Lanes.chunks
-    monkeypatch.setattr(build.Lanes, "chunks", lambda self, first: begun.append(first) or real(self, first))
+    real = build.Shards.chunks
+    monkeypatch.setattr(build.Shards, "chunks", lambda self, first: begun.append(first) or real(self, first))
     on_threads(ranks_after, lambda comm: make(tmp_path, recipe, comm=comm))
     assert begun == [step] * ranks_after
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -78,10 +79,10 @@ def test_changed_inputs_start_afresh(tmp_path: Path, recipe: Recipe, monkeypatch
 KILLED = """
 import sys
 from pathlib import Path
-from megaqk.data import build, sources
+from megaqk.corpus import build, sources
 from megaqk.runtime.agreement import Solo
 from megaqk.corpus.encoding import Recipe
-from megaqk.runtime.files import exclusive_lock
+from megaqk.runtime.locks import exclusive_lock
 sources.CHUNK_BYTES, build.JOURNAL_EVERY_SECONDS = 300, 0.0
 model, out, *inputs = sys.argv[1:]
 recipe = Recipe(Path(model), "text", False)
@@ -108,20 +109,7 @@ def test_a_kill_at_any_moment_leaves_what_a_rerun_finishes(tmp_path: Path, recip
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-# The command itself on small chunks, which come slowly; only a stop writes the journal.
-SLOW = """
-import sys, time
-from megaqk.data import build, sources
-sources.CHUNK_BYTES, build.JOURNAL_EVERY_SECONDS = 300, 1e9
-real = build.encode_in_order
-def encode_in_order(*arguments, **keys):
-    for item in real(*arguments, **keys):
-        time.sleep(0.05)
-        yield item
-build.encode_in_order = encode_in_order
-from megaqk.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+SLOW_COMMAND = f"{SLOWLY}import sys\nfrom megaqk.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +121,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_continues(
 ) -> None:
     make(tmp_path, recipe, "whole")
     inputs = [str(tmp_path / f"{name}.jsonl") for name in FILES]
-    command = [sys.executable, "-c", SLOW, "data", "prepare", *inputs, "--tokenizer", str(recipe.tokenizer)]
+    command = [sys.executable, "-c", SLOW_COMMAND, "data", "prepare", *inputs, "--tokenizer", str(recipe.tokenizer)]
     command += ["--output", str(tmp_path / "out"), "--workers", str(workers)]
     process = subprocess.Popen(
         command,
@@ -144,11 +132,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_continues(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        lengths, deadline = tmp_path / "out.len.partial", time.monotonic() + 60
-        while not (lengths.exists() and lengths.stat().st_size):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_for_documents(process, tmp_path / "out")
         # A terminal and a batch system signal the workers too.
         (os.killpg if group else os.kill)(process.pid, number)
         begun = time.monotonic()

@@ -8,11 +8,11 @@ import pytest
 
 from megaqk.corpus.cli import add_commands
 from megaqk.corpus.inspection import check_tokens, first_documents
-from megaqk.corpus.writer import write_corpus
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import manifest_path
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
 
 TEXTS = [f"A document about {i} and {oct(i * 7919)}.\nIt ends {'so ' * (i % 5)}here." for i in range(40)]
 

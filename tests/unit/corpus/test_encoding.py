@@ -7,7 +7,7 @@ import pytest
 
 from megaqk.corpus.encoding import Recipe, encode_chunk
 from megaqk.corpus.lines import Chunk
-from megaqk.data.hf_tokenizer import HuggingFaceTokenizer
+from megaqk.data.tokenizer import HuggingFaceTokenizer
 from megaqk.errors import UserError
 
 

@@ -1,5 +1,4 @@
 import re
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +6,6 @@ import pytest
 
 from megaqk.corpus.inspection import describe_corpus
 from megaqk.corpus.writer import IndexPart, write_index
-from megaqk.data import inspection
 from megaqk.data.indexed import IndexedCorpus
 
 
@@ -34,31 +32,12 @@ def by_sorting(lengths: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("largest", [0, 1, 300, 65_535, 65_536, 3_000_000])
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 1001])
-def test_lengths_are_ranked_as_by_sorting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, count: int
-) -> None:
-    # Several blocks, the last of them short.
-    monkeypatch.setattr(inspection, "_DOCUMENTS", 32)
+def test_lengths_are_ranked_as_by_sorting(tmp_path: Path, largest: int, count: int) -> None:
     random = np.random.default_rng(largest + count)
     lengths = random.integers(0, largest + 1, count).tolist()
     assert numbers(corpus(tmp_path / "c", lengths)) == by_sorting(lengths)
 
 
-def test_documents_are_runs_of_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "_DOCUMENTS", 2)
+def test_documents_are_runs_of_sequences(tmp_path: Path) -> None:
     opened = corpus(tmp_path / "c", [1, 2, 3, 4, 0, 90_000], [0, 2, 2, 3, 4, 5, 6])
     assert numbers(opened) == by_sorting([3, 0, 3, 4, 0, 90_000])
-
-
-def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
-    count = 8 << 20
-    np.zeros(count, dtype="u1").tofile(tmp_path / "c.bin")
-    write_index(tmp_path / "c.idx", np.dtype("u1"), [IndexPart(np.ones(count, dtype=np.int32))])
-    opened = IndexedCorpus(tmp_path / "c")
-    tracemalloc.start()
-    try:
-        assert numbers(opened) == [1, 1, 1, 1, 1, 0]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 8 * count, "less than one array of all lengths"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from megaqk.corpus import lines
 from megaqk.corpus.lines import line_chunks
-from megaqk.data import lines
 from megaqk.errors import UserError
 
 TEXT = b"".join(b"line %d %s\n" % (i, b"x" * (i * 37 % 211)) for i in range(500)) + b"no newline at the end"

@@ -25,8 +25,9 @@ def chunk(*lines: bytes) -> Chunk:
 def test_texts_come_in_order_and_blank_lines_are_nothing() -> None:
     texts = ["one", "two\nlines", "drei \u2028 \u00fc \U0001f600"]
     lines = [json.dumps({"text": text, "id": 1}).encode() for text in texts]
-    assert texts_of(chunk(lines[0], b"", lines[1], b"  \r", lines[2]), "text", skip_bad=False) == (texts, {})
-    assert texts_of(Chunk("d", 1, None, tuple(texts), 1.0), "text", skip_bad=False) == (texts, {})
+    lined = chunk(lines[0], b"", lines[1], b"  \r", lines[2])
+    assert texts_of(lined, "text", skip_bad=False) == (texts, [11, 13, 15], {})
+    assert texts_of(Chunk("d", 1, None, tuple(texts), 1.0), "text", skip_bad=False) == (texts, [1, 2, 3], {})
 
 
 @pytest.mark.parametrize(("line", "wrong"), BAD.items(), ids=range(len(BAD)))
@@ -37,7 +38,7 @@ def test_a_bad_line_is_named(line: bytes, wrong: str) -> None:
 
 def test_bad_lines_can_be_skipped_and_counted() -> None:
     lines = [line for bad in BAD for line in (bad, b'{"text": "good"}')]
-    texts, skipped = texts_of(chunk(*lines), "text", skip_bad=True)
+    texts, _, skipped = texts_of(chunk(*lines), "text", skip_bad=True)
     assert texts == ["good"] * len(BAD)
     assert skipped == {
         "malformed JSON": 2,
@@ -50,7 +51,7 @@ def test_bad_lines_can_be_skipped_and_counted() -> None:
 
 
 def test_empty_documents_are_counted_never_refused() -> None:
-    assert texts_of(chunk(b'{"text": ""}', b'{"text": "a"}'), "text", skip_bad=False) == (["a"], {"empty": 1})
+    assert texts_of(chunk(b'{"text": ""}', b'{"text": "a"}'), "text", skip_bad=False) == (["a"], [12], {"empty": 1})
 
 
 def test_rows_are_numbered() -> None:

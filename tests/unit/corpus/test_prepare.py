@@ -1,4 +1,3 @@
-import importlib
 import json
 import multiprocessing
 import shutil
@@ -8,14 +7,12 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
-from megaqk.corpus.writer import write_corpus
-from megaqk.data import load_tokenizer, prepare
+from megaqk.corpus.prepare import prepare
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import manifest_path
+from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
-
-# The package exports the function under the module's name.
-PREPARE = importlib.import_module("megaqk.corpus.prepare")
+from tests.corpora import write_corpus
 
 TEXTS = [
     f"Document {i} says\n{'word ' * (i % 7)}{oct(i * i * 7919)} and {'abcdefghij'[i % 10] * (i % 9)} ends {i * i}."
@@ -68,31 +65,6 @@ def test_a_damaged_cache_is_made_again(text: Path) -> None:
         path.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
         assert prepare(make(text)) == prepared
         assert path.read_bytes() == good, name
-
-
-def test_a_damaged_large_cache_is_made_again(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if it were larger than what is read whole at each start.
-    monkeypatch.setattr(PREPARE, "_WHOLE_BYTES", 0)
-    prepared = prepare(make(text))
-    for name in ("corpus.idx", "corpus.bin"):
-        path = prepared.corpora[0].with_name(name)
-        written = path.stat().st_mtime_ns
-        assert prepare(make(text)) == prepared
-        assert path.stat().st_mtime_ns == written
-        good = path.read_bytes()
-        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        assert prepare(make(text)) == prepared
-        assert path.read_bytes() == good, name
-
-
-def test_a_damaged_sample_is_made_again(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PREPARE, "_WHOLE_BYTES", 0)
-    prepared = prepare(make(text))
-    sample = prepared.corpora[0].with_name("corpus.bin.sample")
-    good = sample.read_bytes()
-    sample.write_bytes(b"\xff\xfe" + good)
-    assert prepare(make(text)) == prepared
-    assert sample.read_bytes() == good
 
 
 @pytest.mark.parametrize(("key", "value"), [("vocab_size", 330), ("eod_id", 7), ("tokens", 1), ("documents", 3)])

@@ -2,16 +2,16 @@ import io
 
 import pytest
 
-from megaqk.corpus.progress_bar import Progress
-from megaqk.data import progress
+from megaqk.corpus import progress_bar
+from megaqk.corpus.progress_bar import ProgressLine
 
 
 def test_elsewhere_than_on_a_terminal_it_is_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    shown = Progress("tokenising", shown=True)
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
+    shown = ProgressLine("tokenising", shown=True)
     # A run that goes on from a quarter: what is left is judged by this run's speed alone.
     for seconds, tokens, fraction in ((1, 0, 0.25), (5, 3_000_000, 0.35), (20, 8_000_000, 0.5), (21, 8_100_000, 0.51)):
         now[0] = 100.0 + seconds
@@ -20,9 +20,9 @@ def test_elsewhere_than_on_a_terminal_it_is_lines(
     assert capsys.readouterr().err == "tokenising: 50%, 8.0M tokens, 0.40M tokens/s, 40 s left\n"
 
 
-def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
-    silent = Progress("tokenising", shown=False)
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    silent = ProgressLine("tokenising", shown=False)
+    silent._every = 0.0
     silent.update(1, 0.5)
     silent.close()
     assert capsys.readouterr().err == ""
@@ -32,8 +32,8 @@ def test_without_a_known_size_there_is_no_percentage_and_no_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    shown = Progress("tokenising", shown=True)
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
+    shown = ProgressLine("tokenising", shown=True)
     for seconds, fraction in ((10, None), (20, None), (40, 1.0)):
         now[0] = 100.0 + seconds
         shown.update(seconds * 100_000, fraction)
@@ -50,13 +50,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_of_unknown_size_shows_the_counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_the_line_renews_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    shown = Progress("tokenising", shown=True)
+    shown = ProgressLine("tokenising", shown=True)
+    shown._every = 0.0
     shown.update(2_000_000, None)
-    assert "tokenising, 2.0M tokens" in terminal.getvalue()
-    assert "%" not in terminal.getvalue()
     shown.update(3_000_000, 0.5)
     shown.close()
-    assert "tokenising:  50%|" in terminal.getvalue()
+    first, second, last = terminal.getvalue().split("\r")[1:]
+    assert first.startswith("tokenising: 2.0M tokens, ")
+    assert second.startswith("tokenising: 50%, 3.0M tokens, ")
+    assert last == "\033[K"

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megaqk.corpus.lanes import iterate_texts
+from megaqk.corpus.shards import iterate_texts
 from megaqk.corpus.sources import find_sources
 from megaqk.errors import UserError
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megaqk.corpus.assembling import merge, split
-from megaqk.corpus.writer import write_corpus
 from megaqk.data.indexed import IndexedCorpus, token_dtype
+from tests.corpora import write_corpus
 
 indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="needs megatron-core")
 torch = pytest.importorskip("torch")

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
-from megaqk.corpus.writer import write_corpus
-from megaqk.data import PreparedData, open_splits
-from megaqk.data.blend import BlendStream
+from megaqk.data.blend import BlendedDataset
+from megaqk.data.existing import PreparedData
+from megaqk.data.splits import open_splits
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
 
 LENGTH = 4
 
@@ -21,14 +22,14 @@ def prepared(tmp_path: Path) -> PreparedData:
     return PreparedData(None, tuple(tmp_path / name for name in "abc"), 3000, 0)
 
 
-def config(stages: list[dict[str, object]] | None = None, **keys: object) -> DataConfig:
+def config(phases: list[dict[str, object]] | None = None, **keys: object) -> DataConfig:
     sources = [{"corpus": f"dir/{name}", "weight": weight} for name, weight in zip("abc", (5, 3, 2), strict=True)]
-    return DataConfig(sources=sources, stages=stages or [], tokenizer="unused", **{"split": [1, 0, 0], **keys})
+    return DataConfig(sources=sources, phases=phases or [], tokenizer="unused", **{"split": [1, 0, 0], **keys})
 
 
-def opened(prepared: PreparedData, config: DataConfig) -> BlendStream:
+def opened(prepared: PreparedData, config: DataConfig) -> BlendedDataset:
     train = open_splits(prepared, config, sequence_length=LENGTH, seed=3, global_batch_size=8).train
-    assert isinstance(train, BlendStream)
+    assert isinstance(train, BlendedDataset)
     return train
 
 
@@ -48,21 +49,21 @@ def test_proportions_and_epochs(prepared: PreparedData) -> None:
 
 
 def test_a_sample_depends_on_its_position_alone(prepared: PreparedData) -> None:
-    stages = [{"start_tokens": 401, "weights": {"a": 1, "c": 2}}]
-    whole = opened(prepared, config(stages)).read(np.arange(500))
+    phases = [{"start_tokens": 401, "weights": {"a": 1, "c": 2}}]
+    whole = opened(prepared, config(phases)).read(np.arange(500))
     for batch in (1, 7, 64):
-        again = opened(prepared, config(stages))
+        again = opened(prepared, config(phases))
         parts = [again.read(np.arange(at, min(at + batch, 500))) for at in range(0, 500, batch)]
         assert np.array_equal(np.concatenate(parts), whole)
 
 
-def test_stages_change_the_weights_where_they_say_and_lose_nothing(prepared: PreparedData) -> None:
+def test_phases_change_the_weights_where_they_say_and_lose_nothing(prepared: PreparedData) -> None:
     # 401 tokens take 101 samples of 4; step 40 of 8 samples is sample 320.
-    stages = [
+    phases = [
         {"start_tokens": 401, "weights": {"a": 1, "c": 1}},
         {"start_step": 40, "weights": {"b": 1}},
     ]
-    samples = opened(prepared, config(stages)).read(np.arange(500))
+    samples = opened(prepared, config(phases)).read(np.arange(500))
     sources = sources_of(samples)
     assert sources[:101] == sources_of(opened(prepared, config()).read(np.arange(101)))
     assert [sources[101:320].count(k) for k in range(3)] in ([109, 0, 110], [110, 0, 109])
@@ -102,21 +103,24 @@ def test_extreme_weights_do_not_overflow(prepared: PreparedData) -> None:
 
 def test_impossible_blends_are_refused(prepared: PreparedData) -> None:
     for keys, message in (
-        ({"stages": [{"start_step": 1, "weights": {"z": 1}}]}, "no source is called z, the names are a, b, c"),
-        ({"stages": [{"start_step": 1, "weights": {"a": 0}}]}, "at least one must be above 0"),
-        ({"stages": [{"weights": {"a": 1}}]}, "exactly one of start_step and start_tokens"),
+        ({"phases": [{"start_step": 1, "weights": {"z": 1}}]}, "no source is called z, the names are a, b, c"),
+        ({"phases": [{"start_step": 1, "weights": {"a": 0}}]}, "at least one must be above 0"),
+        ({"phases": [{"weights": {"a": 1}}]}, "exactly one of start_step and start_tokens"),
         ({"split": [1, 1, 0]}, "add up to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             config(**keys)
-    with pytest.raises(ValueError, match="two are called a"):
+    with pytest.raises(ValueError, match=r"sources\[1\].name = a: two are called so"):
         DataConfig(sources=[{"corpus": "x/a", "weight": 1}, {"corpus": "y/a", "weight": 1}], tokenizer="t")
     with pytest.raises(ValueError, match="tokenizer = null"):
         DataConfig(sources=[{"corpus": "a", "weight": 1}])
-    with pytest.raises(ValueError, match="stages: need sources"):
-        DataConfig(corpus="a", stages=[{"start_step": 1, "weights": {"a": 1}}])
+    with pytest.raises(ValueError, match=r"phases\[0\].weights = .*: need data.sources"):
+        DataConfig(corpus="a", phases=[{"start_step": 1, "weights": {"a": 1}}])
     disordered = [{"start_step": 9, "weights": {"a": 1}}, {"start_tokens": 8, "weights": {"a": 1}}]
-    with pytest.raises(UserError, match="stage 1 starts at sample 2, must come after the one before"):
+    with pytest.raises(
+        UserError,
+        match=r"^data.phases\[1\].start_tokens = 8: is sample 2, must come after .*sample 72",
+    ):
         opened(prepared, config(disordered))
-    with pytest.raises(UserError, match=r"data.sources: a has a weight, but its split leaves nothing for training"):
+    with pytest.raises(UserError, match=r"^data.split = \[0.0, 1.0, 0.0\]: source a has a weight, but nothing for"):
         opened(prepared, config(split=[0, 1, 0]))

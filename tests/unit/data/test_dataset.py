@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaqk.corpus.writer import write_corpus
-from megaqk.data.dataset import PackedStream
+from megaqk.data.dataset import PackedDataset
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def by_hand(tokens: list[int], length: int) -> list[list[int]]:
 @pytest.mark.parametrize("length", [1, 2, 7, 16, 100])
 def test_file_order_is_packing_by_hand(corpus: IndexedCorpus, length: int) -> None:
     begin, end = 13, corpus.num_tokens - 5
-    stream = PackedStream(corpus, begin, end, sequence_length=length, shuffle_key=None)
+    stream = PackedDataset(corpus, begin, end, sequence_length=length, shuffle_key=None)
     expected = by_hand(corpus.tokens[begin:end].tolist(), length)
     assert stream.num_samples == len(expected)
     assert stream.num_tokens == end - begin
@@ -39,7 +39,7 @@ def test_file_order_is_packing_by_hand(corpus: IndexedCorpus, length: int) -> No
 
 
 def test_each_epoch_is_another_order_of_all_samples(corpus: IndexedCorpus) -> None:
-    stream = PackedStream(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=(1,))
+    stream = PackedDataset(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=(1,))
     expected = sorted(by_hand(corpus.tokens.tolist(), 7))
     n = stream.num_samples
     epochs = [stream.read(np.arange(n) + n * epoch).tolist() for epoch in range(3)]
@@ -49,16 +49,16 @@ def test_each_epoch_is_another_order_of_all_samples(corpus: IndexedCorpus) -> No
 
 
 def test_a_read_depends_on_each_position_alone(corpus: IndexedCorpus) -> None:
-    stream = PackedStream(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=(1,))
+    stream = PackedDataset(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=(1,))
     positions = np.random.default_rng(1).integers(0, 5 * stream.num_samples, 50)
     together = stream.read(positions)
-    again = PackedStream(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=(1,))
+    again = PackedDataset(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=(1,))
     assert together.tolist() == [again.read(np.array([p]))[0].tolist() for p in positions]
     assert stream.read(np.array([], dtype=np.int64)).shape == (0, 8)
 
 
 def test_tokens_outside_the_vocabulary_are_refused(corpus: IndexedCorpus) -> None:
     largest = int(corpus.tokens.max())
-    stream = PackedStream(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=None, vocab_size=largest)
+    stream = PackedDataset(corpus, 0, corpus.num_tokens, sequence_length=7, shuffle_key=None, vocab_size=largest)
     with pytest.raises(UserError, match=rf"c.bin: holds a token outside the vocabulary, \[0, {largest}\)"):
         stream.read(np.arange(stream.num_samples))

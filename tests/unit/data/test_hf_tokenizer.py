@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tests.unit.data.test_cli import megaqk
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megaqk.config.data import DataConfig
-from megaqk.data import load_tokenizer, prepare
+from megaqk.corpus.prepare import prepare
 from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
+from tests.unit.corpus.test_cli import megaqk
 
 TEXTS = [f"The raven number {i} said nevermore\n{'again ' * (i % 5)}" for i in range(60)]
 

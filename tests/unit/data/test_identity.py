@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
-from megaqk.corpus.writer import write_corpus
-from megaqk.data import PreparedData
+from megaqk.data.checksum import measured
+from megaqk.data.existing import PreparedData
 from megaqk.data.identity import check_data_identity, data_identity
-from megaqk.data.manifest import Manifest, measured, write_manifest
+from megaqk.data.manifest import Manifest, write_manifest
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
 
 LENGTH = 4
 BASE: dict[str, Any] = {
     "sources": [{"corpus": "dir/a", "weight": 0.7}, {"corpus": "dir/b", "weight": 0.3}],
-    "stages": [{"start_step": 40, "weights": {"b": 1}}, {"start_tokens": 4000, "weights": {"a": 1}}],
+    "phases": [{"start_step": 40, "weights": {"b": 1}}, {"start_tokens": 4000, "weights": {"a": 1}}],
     "tokenizer": "unused",
 }
 
@@ -38,11 +39,11 @@ def made(
     return found
 
 
-def with_stages(*stages: dict[str, object]) -> dict[str, object]:
-    return {"stages": list(stages)}
+def with_phases(*phases: dict[str, object]) -> dict[str, object]:
+    return {"phases": list(phases)}
 
 
-FIRST, SECOND = BASE["stages"]
+FIRST, SECOND = BASE["phases"]
 
 
 def test_what_does_not_change_a_sample_is_free(prepared: PreparedData, tmp_path: Path) -> None:
@@ -79,44 +80,43 @@ def test_what_changes_a_sample_is_refused(prepared: PreparedData, changed: dict[
         check_data_identity(made(prepared), made(prepared, **changed), 1)
 
 
-def test_stages_are_held_from_where_they_begin(prepared: PreparedData) -> None:
-    # Stage 0 begins at sample 320, stage 1 at sample 1000.
+def test_phases_are_held_from_where_they_begin(prepared: PreparedData) -> None:
+    # Phase 0 begins at sample 320, phase 1 at sample 1000.
     was = made(prepared)
-    other = with_stages(FIRST, {"start_tokens": 4000, "weights": {"b": 1}})
+    other = with_phases(FIRST, {"start_tokens": 4000, "weights": {"b": 1}})
     check_data_identity(was, made(prepared, **other), 1000)
-    check_data_identity(was, made(prepared, **with_stages(FIRST)), 1000)
-    check_data_identity(was, made(prepared, **with_stages()), 320)
-    new = with_stages({"start_tokens": 1280, "weights": {"b": 1}}, SECOND, {"start_tokens": 8000, "weights": {"b": 1}})
+    check_data_identity(was, made(prepared, **with_phases(FIRST)), 1000)
+    check_data_identity(was, made(prepared, **with_phases()), 320)
+    new = with_phases({"start_tokens": 1280, "weights": {"b": 1}}, SECOND, {"start_tokens": 8000, "weights": {"b": 1}})
     check_data_identity(was, made(prepared, **new), 2000)
-    for stages, samples, message in (
-        (with_stages(FIRST, {"start_tokens": 4000, "weights": {"b": 1}}), 1001, r"stage 1: weights = \[0.0, 1.0\]"),
-        (with_stages(FIRST), 1001, "stage 1 is missing, but this run has passed it"),
+    for phases, samples, message in (
+        (with_phases(FIRST, {"start_tokens": 4000, "weights": {"b": 1}}), 1001, r"\[1\].weights = \[0.0, 1.0\]"),
+        (with_phases(FIRST), 1001, r"\[1\]: is missing, but this run has passed it"),
         (
-            with_stages(FIRST, SECOND, {"start_step": 200, "weights": {"a": 1}}),
+            with_phases(FIRST, SECOND, {"start_step": 200, "weights": {"a": 1}}),
             1601,
-            "stage 2 is new, but this run has",
+            r"\[2\]: is new, but this run has",
         ),
         (
-            with_stages({"start_step": 30, "weights": {"b": 1}}),
+            with_phases({"start_step": 30, "weights": {"b": 1}}),
             300,
-            "stage 0 starts at sample 240, must start at 320 as before",
+            r"\[0\]: starts at sample 240, must start at 320 as before",
         ),
     ):
-        with pytest.raises(UserError, match=f"data.stages: {message}"):
-            check_data_identity(was, made(prepared, **stages), samples)
+        with pytest.raises(UserError, match=rf"^data.phases{message}"):
+            check_data_identity(was, made(prepared, **phases), samples)
 
 
 @pytest.mark.parametrize("batch", [4, 16])
-def test_a_stage_that_a_changed_batch_moves_is_refused_with_the_remedy(prepared: PreparedData, batch: int) -> None:
-    was = made(prepared, **with_stages(FIRST))
-    now = made(prepared, batch=batch, **with_stages(FIRST))
-    message = (
-        f"stage 0 starts at sample {40 * batch}, must start at 320 .*give start_tokens: 1280 in place of start_step: 40"
-    )
+def test_a_phase_that_a_changed_batch_moves_is_refused_with_the_remedy(prepared: PreparedData, batch: int) -> None:
+    was = made(prepared, **with_phases(FIRST))
+    now = made(prepared, batch=batch, **with_phases(FIRST))
+    moved = rf"^data.phases\[0\]: starts at sample {40 * batch}, must start at 320 "
+    message = rf"{moved}.*give start_tokens: 1280 in place of start_step: 40"
     with pytest.raises(UserError, match=message):
         check_data_identity(was, now, 400)
     check_data_identity(was, now, min(40 * batch, 320))
-    mended = made(prepared, batch=batch, **with_stages({"start_tokens": 1280, "weights": {"b": 1}}))
+    mended = made(prepared, batch=batch, **with_phases({"start_tokens": 1280, "weights": {"b": 1}}))
     check_data_identity(was, mended, 400)
 
 
@@ -142,7 +142,7 @@ def test_a_manifest_stands_for_the_files_and_the_tokenizer(prepared: PreparedDat
     one = PreparedData(None, (prefix,), 200, 0)
     found = data_identity(one, DataConfig(corpus="x"), seed=1, global_batch_size=8, sequence_length=LENGTH)
     assert found["tokenizer"] == "0" * 64
-    assert found["stages"] == []
+    assert found["phases"] == []
     assert found["corpora"][0]["data"] == manifest.data.checksum
     with pytest.raises(UserError, match=r"data.corpus: this run began with a, b, goes on with one corpus"):
         check_data_identity({**made(prepared), "tokenizer": "0" * 64}, found, 1)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megaqk.corpus.writer import write_corpus
 from megaqk.data import indexed
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
 
 # Four documents of one token, of which the second is said to start at sequence 99.
 OUT_OF_RANGE = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ4i4q5q", 1, 8, 4, 5, 1, 1, 1, 1, 0, 2, 4, 6, 0, 99, 2, 3, 4)
@@ -72,7 +72,6 @@ def test_any_bytes_are_a_corpus_or_a_user_error(corpus: tuple[bytes, bytes]) -> 
 @example((OUT_OF_RANGE, bytes(8)), 1)
 def test_a_trusted_index_is_read_within_the_file_or_refused(corpus: tuple[bytes, bytes], block: int) -> None:
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(indexed, "_LARGE", 0)
         patched.setattr(indexed, "_BLOCK", block)
         prefix = Path(directory) / "c"
         prefix.with_suffix(".idx").write_bytes(corpus[0])

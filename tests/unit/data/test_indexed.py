@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaqk.corpus.writer import IndexPart, write_corpus, write_index
+from megaqk.corpus.writer import IndexPart, write_index
 from megaqk.data.indexed import IndexedCorpus, token_dtype
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
 
 # Two documents, [1, 2, 3] in two sequences and [4], as the format's description has them, written by hand.
 DATA = struct.pack("<4H", 1, 2, 3, 4)
@@ -105,8 +106,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         IndexedCorpus(tmp_path / "absent")
 
 
-def test_a_trusted_large_index_is_checked_at_its_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megaqk.data.indexed._LARGE", 10)
+def test_a_trusted_index_is_checked_at_its_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megaqk.data.indexed._BLOCK", 4)
     write_corpus(tmp_path / "c", np.dtype("<u2"), [np.arange(3)] * 20)
     index = bytearray((tmp_path / "c.idx").read_bytes())
@@ -125,7 +125,6 @@ def test_a_trusted_large_index_is_checked_at_its_ends(tmp_path: Path, monkeypatc
 def test_a_damaged_entry_of_a_trusted_index_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: int
 ) -> None:
-    monkeypatch.setattr("megaqk.data.indexed._LARGE", 10)
     monkeypatch.setattr("megaqk.data.indexed._BLOCK", 4)
     write_corpus(tmp_path / "c", np.dtype("<u2"), [np.arange(3)] * 20)
     index = (tmp_path / "c.idx").read_bytes()

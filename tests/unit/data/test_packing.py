@@ -5,15 +5,17 @@ import pytest
 import torch
 
 from megaqk.config.model import ModelConfig
-from megaqk.corpus.writer import IndexPart, write_corpus, write_index
+from megaqk.corpus.writer import IndexPart, write_index
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.packing import check_ends, document_layout
+from megaqk.data.packing import document_layout
+from megaqk.data.verification import check_ends
 from megaqk.errors import UserError
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.parallel.tensor_parallel import TensorParallel
 from megaqk.parallel.vocabulary import vocab_parallel_cross_entropy
+from tests.corpora import write_corpus
 
 EOD = 9
 

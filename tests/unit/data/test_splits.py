@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
-from megaqk.corpus.writer import write_corpus
-from megaqk.data import PreparedData, open_splits
-from megaqk.data.splits import document_bounds
+from megaqk.data.existing import PreparedData
+from megaqk.data.splits import document_bounds, open_splits
 from megaqk.errors import UserError
+from tests.corpora import write_corpus
 
 
 @pytest.fixture

@@ -44,7 +44,12 @@ def test_training_is_deterministic(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(100_000, "gives at most"), (50, "characters and bytes of this text alone take")]
+    ("size", "message"),
+    [
+        (100_000, "gives at most"),
+        (50, "must be at least 260: every byte"),
+        (265, "characters and bytes of this text alone take"),
+    ],
 )
 def test_impossible_sizes_are_refused(size: int, message: str) -> None:
     with pytest.raises(UserError, match=f"data.vocab_size = {size}: .*{message}"):
@@ -63,6 +68,16 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"bad\.model: not a sentencepiece model"):
         load_tokenizer(tmp_path / "bad.model")
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 2000, -1])
+def test_a_truncated_model_is_one_line(model: Path, tmp_path: Path, size: int) -> None:
+    (tmp_path / "cut.model").write_bytes(model.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"cut\.model: not a sentencepiece model$"):
+        load_tokenizer(tmp_path / "cut.model")
+    (tmp_path / "cut.json").write_bytes(b'{"version": "1.0"}'[:size])
+    with pytest.raises(UserError, match=r"cut\.json: not a tokenizer.json$"):
+        load_tokenizer(tmp_path / "cut.json")
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

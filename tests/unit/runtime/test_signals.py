@@ -1,0 +1,38 @@
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from megaqk.runtime.agreement import Solo, agreed
+from megaqk.runtime.signals import Interrupted, stop_signals
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    with stop_signals():
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_action_at_once(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    begun = time.monotonic()
+    with stop_signals(), pytest.raises(Interrupted) as caught:
+        agreed(Solo(), lambda: (os.kill(os.getpid(), number), time.sleep(30)))
+    assert caught.value.number == number
+    assert time.monotonic() - begun < 10
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_signal_outside_of_an_action_waits_for_the_next() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    # What saves the work is not interrupted; a second signal changes nothing.
+    assert agreed(Solo(), lambda: "saved", interruptible=False) == ["saved"]
+    with pytest.raises(Interrupted):
+        agreed(Solo(), lambda: "more")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert agreed(Solo(), lambda: "saved", interruptible=False) == ["saved"]
