@@ -109,6 +109,7 @@ class Trainer:
             self._resume(newest)
         self._batches = self.batches(self.inputs.splits.train)
         self.speed = SpeedMeter(self.progress.tokens)
+        self._checkpoint_wanted = False
 
     def _resume(self, step: int) -> None:
         settings = self.config.model_dump(mode="json")
@@ -149,6 +150,8 @@ class Trainer:
             step = self.step()
             for hook in self.hooks:
                 hook.step(self, step)
+            if self._checkpoint_wanted:
+                self.save()
         for hook in self.hooks:
             hook.end(self)
 
@@ -200,22 +203,29 @@ class Trainer:
         for hook in self.hooks:
             hook.record(self, record)
 
+    def want_checkpoint(self) -> None:
+        """Have a checkpoint written once all hooks have seen the step, so that none of their states misses it."""
+        self._checkpoint_wanted = True
+
     def save(self) -> None:
-        """Write a checkpoint."""
-        for hook in self.hooks:
-            hook.saving(self)
-        states = {type(hook).__name__: hook.state() for hook in self.hooks}
-        checkpoints.save(
-            self.store,
-            self.engine,
-            self.progress,
-            config=self.config.model_dump(mode="json"),
-            data=self.inputs.identity,
-            state={
-                "hooks": {name: state for name, state in states.items() if state},
-                "multipliers": self.engine.rates.state(),
-            },
-        )
+        """Write a checkpoint, never of a model that is lost."""
+        self._checkpoint_wanted = False
+        with self.speed.aside():
+            self.finite_loss()
+            for hook in self.hooks:
+                hook.saving(self)
+            states = {type(hook).__name__: hook.state() for hook in self.hooks}
+            checkpoints.save(
+                self.store,
+                self.engine,
+                self.progress,
+                config=self.config.model_dump(mode="json"),
+                data=self.inputs.identity,
+                state={
+                    "hooks": {name: state for name, state in states.items() if state},
+                    "multipliers": self.engine.rates.state(),
+                },
+            )
 
     def close(self) -> None:
         """Close the hooks' files and displays."""

@@ -54,7 +54,7 @@ def said(output: str) -> list[str]:
     ("plant", "status", "parts"),
     [
         (plant_full_disk, 2, ["checkpoints", "step 3 could not be saved"]),
-        (plant_unreadable_corpus, 2, ["corpus"]),
+        (plant_unreadable_corpus, 2, ["tokenizer.model: No such file"]),
         (plant_exception, 1, ["ZeroDivisionError: planted", f"logs/rank{VICTIM}.log"]),
     ],
     ids=["full-disk", "unreadable-corpus", "exception-while-built"],

@@ -12,7 +12,7 @@ from megaqk.training.trainer import Hook
 
 
 def default_hooks() -> list[Hook]:
-    """The hooks of every run. Records are written before they are shown, and a checkpoint is saved after both."""
+    """The hooks of every run. Records are written before they are shown; result.json is finished last."""
     return [
         Recording(),
         Display(),
