@@ -35,7 +35,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,dev]"
-	$(BIN)/python -m megaqk.runtime.extensions
 	@touch $@
 
 # Checked first, in one process: a mistake is one line here, and a page of torchrun's own report there.

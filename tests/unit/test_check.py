@@ -1,4 +1,8 @@
 import argparse
+import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,16 +10,20 @@ import pytest
 from megaqk.check import add_check_command
 from megaqk.errors import UserError
 
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "nine", "old", "dogs", "run", "home", "by", "night"]
 SMALL = """
-model: {num_layers: 2, hidden_size: 16, num_heads: 2, vocab_size: 64}
-data: {text: builtin, vocab_size: 64}
+model: {num_layers: 2, hidden_size: 16, num_heads: 2, vocab_size: 384}
+data: {text: FOLDER/text.jsonl, vocab_size: 300, cache_dir: FOLDER/cache, split: [0.7, 0.3, 0]}
 training: {steps: 20, global_batch_size: 8, micro_batch_size: 2, sequence_length: 8}
 """
 
 
 def check(tmp_path: Path, *words: str) -> int:
+    words_of = random.Random(0)
+    lines = [" ".join(words_of.choices(WORDS, k=words_of.randint(10, 40))) for _ in range(60)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     path = tmp_path / "small.yaml"
-    path.write_text(SMALL, encoding="utf-8")
+    path.write_text(SMALL.replace("FOLDER", str(tmp_path)), encoding="utf-8")
     parser = argparse.ArgumentParser()
     add_check_command(parser.add_subparsers())
     arguments = parser.parse_args(["check", *(str(path) if word == "CONFIG" else word for word in words)])
@@ -45,10 +53,7 @@ def test_no_override_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        (
-            "data.vocab_size=65",
-            "model.vocab_size = 64: must be at least the tokenizer's 65",
-        ),
+        ("model.vocab_size=128", "model.vocab_size = 128: must be at least the tokenizer's 300"),
         ("model.hidden_size=100000000000", "model.hidden_size = 100000000000: must be at most 1000000"),
         ("training.steps=x", "training.steps = x: must be an integer"),
         ("parallel.tensor=2", "world size = 1: must be a multiple of parallel.tensor x parallel.pipeline = 2 x 1 = 2"),
@@ -66,3 +71,62 @@ def test_refusals_come_from_every_check(tmp_path: Path, override: str, line: str
     with pytest.raises(UserError) as caught:
         check(tmp_path, "CONFIG", "--world-size", "1", override)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.text=nowhere.jsonl"], "data.text = nowhere.jsonl: must be a file"),
+        (["data.vocab_size=2", "model.vocab_size=null"], "data.vocab_size = 2: "),
+        (["data.vocab_size=100000", "model.vocab_size=null"], "data.vocab_size = 100000: this text gives at most "),
+        (["training.sequence_length=2000", "model.positions=rotary"], "data.split = [0.7, 0.3, 0.0]: "),
+        (["training.micro_batch_size=400", "training.global_batch_size=400"], "validation samples, fewer than"),
+        (["data.cache_dir=FOLDER/text.jsonl"], "data.cache_dir = "),
+        (["data.text=null", "data.sources=[{corpus: nowhere, weight: 1}]", "data.tokenizer=TOKENIZER"], "nowhere"),
+        (["data.text=null", "data.corpus=nowhere"], "nowhere"),
+    ],
+)
+def test_check_refuses_what_the_run_would(tmp_path: Path, overrides: list[str], said: str) -> None:
+    check(tmp_path, "CONFIG", "--world-size", "1")
+    [tokenizer] = tmp_path.glob("cache/*/tokenizer.model")
+    words = [word.replace("FOLDER", str(tmp_path)).replace("TOKENIZER", str(tokenizer)) for word in overrides]
+    with pytest.raises(UserError) as caught:
+        check(tmp_path, "CONFIG", "--world-size", "1", *words)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_the_machine_can_tell_is_said_and_not_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["training.precision=fp16", "optimizer.implementation=apex"]
+    assert check(tmp_path, "CONFIG", "--world-size", "1", *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": needs")[0] for line in lines[-2:]] == [
+        "not on this machine: training.precision = fp16",
+        "not on this machine: optimizer.implementation = apex",
+    ]
+
+
+def test_a_large_text_is_prepared_by_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaqk.corpus.prepare._SMALL_BYTES", 1)
+    assert check(tmp_path, "CONFIG", "--world-size", "1") == 0
+    assert not (tmp_path / "cache").exists()
+    assert "is prepared at the start of the run" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^data.vocab_size = 2: "):
+        check(tmp_path, "CONFIG", "--world-size", "1", "data.vocab_size=2")
+
+
+def test_a_reader_may_stop_reading(tmp_path: Path) -> None:
+    """As in `megaqk check ... | head -n 1`."""
+    check(tmp_path, "CONFIG", "--world-size", "1")
+    command = [sys.executable, "-m", "megaqk", "check", str(tmp_path / "small.yaml"), "--world-size", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
