@@ -44,6 +44,7 @@ def median_seconds(step: Callable[[int], Any], steps: int) -> float:
 def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, float]:
     from megaqk.config.checks import check_world
     from megaqk.config.loading import build_config
+    from megaqk.model.batch import plain_positions
     from megaqk.runtime.device import start_process_group
     from megaqk.training.engine import TrainingEngine, Vocabulary
 
@@ -67,7 +68,7 @@ def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, f
     batches = micro_batches(layout.micro_batches)
 
     def step(index: int) -> None:
-        engine.train_step(iter(batches), index)
+        engine.train_step(iter(((x, plain_positions(x)), y) for x, y in batches), index)
         engine.loss()
 
     seconds = median_seconds(step, steps)
@@ -80,13 +81,14 @@ def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, f
 
 def recording_seconds(engine: Any) -> float:
     """What the multiplier and a metrics record add to a step, if every step were logged."""
+    from megaqk.optim.multipliers import Moment
     from megaqk.optim.rates import apply_rates
     from megaqk.training.metrics import MetricsWriter
 
     with tempfile.TemporaryDirectory() as folder, MetricsWriter(Path(folder)) as writer:
 
         def record(index: int) -> None:
-            rates = engine.rates.at(index)
+            rates = engine.rates.at(Moment(index))
             apply_rates(engine.engine.optimizer.param_groups, rates)
             lr = {f"lr/{rate.name}": rate.lr for rate in rates}
             multiplier = {f"multiplier/{rate.name}": rate.multiplier for rate in rates}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megaqk.corpus import build
 from megaqk.corpus.encoding import Recipe
 from megaqk.corpus.tokenizer_training import train_sentencepiece
+from megaqk.corpus import build
 from tests.unit.corpus.building import FILES, text
 
 
