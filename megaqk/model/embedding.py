@@ -6,7 +6,7 @@ from megaqk.model.batch import Stream
 from megaqk.model.block import residual_dropout
 from megaqk.model.context import ModelContext
 from megaqk.model.norms import build_norm
-from megaqk.model.parameters import table_role
+from megaqk.model.parameters import ParameterRole
 from megaqk.model.positions import LearnedPositions
 from megaqk.parallel.vocabulary import VocabParallelEmbedding
 
@@ -20,7 +20,7 @@ class Embedding(VocabParallelEmbedding):
     """
 
     def __init__(self, context: ModelContext, multiplies: bool) -> None:
-        role = table_role(vocabulary=True, multiplies=multiplies)
+        role = ParameterRole(projection="embedding", layer=None, init="vocabulary", decay=True, multiplies=multiplies)
         super().__init__(context.rows, context.tokens, context.model.hidden_size, tp=context.tp, role=role)
 
     def forward(self, stream: Stream, as_head: bool = False) -> Stream | Tensor:  # type: ignore[override]

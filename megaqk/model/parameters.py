@@ -47,17 +47,6 @@ def vector_role(projection: Projection, layer: int | None, init: Literal["one", 
     return ParameterRole(projection=projection, layer=layer, init=init, decay=False, multiplies=False)
 
 
-def table_role(*, vocabulary: bool, multiplies: bool) -> ParameterRole:
-    """The role of the token embedding, the head or learned positions."""
-    return ParameterRole(
-        projection="embedding",
-        layer=None,
-        init="vocabulary" if vocabulary else "normal",
-        decay=True,
-        multiplies=multiplies,
-    )
-
-
 def role_of(parameter: Tensor) -> ParameterRole:
     """The role with which the parameter was created."""
     role = getattr(parameter, "role", None)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megaqk.model.context import ModelContext
-from megaqk.model.parameters import table_role
+from megaqk.model.parameters import ParameterRole
 from megaqk.parallel.sharding import new_parameter
 
 
@@ -16,7 +16,7 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.context = context
         tp, shape = context.tp, (context.max_positions, context.model.hidden_size)
-        role = table_role(vocabulary=False, multiplies=False)
+        role = ParameterRole(projection="embedding", layer=None, init="normal", decay=True, multiplies=False)
         self.weight = new_parameter(shape, tp, role=role, partial_gradient=tp.sequence)
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def plan_groups(
             if not any(parameter.role.projection == projection for parameter in hit):
                 raise UserError(_no_match(config, index, projection))
         claimed.update(parameter.name for parameter in hit)
-        name = rule_name(rule, layers, num_layers)
+        name = rule_name((parameter.role.projection for parameter in hit), layers, num_layers)
         if config.qk_timing.rules:
             name = f"rule{index}.{name}"
         if rule.depth_profile == "uniform":

@@ -22,34 +22,26 @@ class Moment(NamedTuple):
 
 
 class Multiplier(Protocol):
-    """A factor on the learning rate of a group.
+    """A factor on the learning rate of a group; what derives from it has no state unless it says so.
 
     Its `repr` must tell its settings, as that of a dataclass does: ranks compare their groups by it.
     """
 
     def at(self, moment: Moment) -> float:
         """The factor of the step about to be taken; asked once before each step, on every rank."""
+        ...
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep, as JSON can hold it; empty where the factor follows from the moment alone."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's `state`."""
-
-
-class Stateless:
-    """The half of a multiplier whose factor follows from the moment alone."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing to go on from."""
+        """Go on from a checkpoint's `state`."""
+        del state
 
 
 @dataclass(frozen=True)
-class Constant(Stateless):
+class Constant(Multiplier):
     """The same factor at every step."""
 
     value: float = 1.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megaqk.config.qk_timing import TimingRule
 from megaqk.config.run import TrainingConfig
-from megaqk.optim.multipliers import Moment, Stateless
+from megaqk.optim.multipliers import Moment, Multiplier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Clock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing(Stateless):
+class Timing(Multiplier):
     """The multiplier of what a rule acts on.
 
     Attributes:

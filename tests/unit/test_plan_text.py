@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from megaqk.config.loading import build_config
-from megaqk.model.parameters import ParameterInfo, ParameterRole, linear_roles, table_role, vector_role
+from megaqk.model.parameters import ParameterInfo, ParameterRole, linear_roles, vector_role
 from megaqk.optim.groups import plan_groups
 from megaqk.parallel.world import World
 from megaqk.plan_text import key_steps, resolved_plan
@@ -17,10 +17,10 @@ def parameter(name: str, shape: tuple[int, ...], role: ParameterRole, dim: int |
     return ParameterInfo(name=name, shape=shape, shard_dim=dim, role=role, places=places)
 
 
-TOKENS, PLACES = table_role(vocabulary=True, multiplies=True), table_role(vocabulary=False, multiplies=False)
+TABLE = ParameterRole(projection="embedding", layer=None, init="vocabulary", decay=True, multiplies=True)
 PARAMETERS = (
-    parameter("embedding.weight", (16, 8), TOKENS, 0, 0, 5),
-    parameter("embedding_output.positions.weight", (4, 8), PLACES, None, 1),
+    parameter("embedding.weight", (16, 8), TABLE, 0, 0, 5),
+    parameter("embedding_output.positions.weight", (4, 8), TABLE, None, 1),
     *(
         parameter(f"layers.{layer}.{projection}_weight", (8, 8), linear_roles(projection, layer)[0], 0, 2 + layer)
         for projection in ("query", "key")
@@ -81,7 +81,7 @@ def test_the_plan_of_a_small_run() -> None:
 def test_an_untied_head_is_held_by_the_last_stage_alone() -> None:
     config = build_config({"model": {**MODEL, "tied_embedding": False}, "parallel": {"pipeline": 2}})
     table, *rest = PARAMETERS
-    head = parameter("head.weight", (16, 8), TOKENS, 0, 5)
+    head = parameter("head.weight", (16, 8), TABLE, 0, 5)
     parameters = (replace(table, places=(0,)), *rest, head)
     lines = resolved_plan(
         config, World(config, Launch(world_size=2)), parameters, plan_groups(config, parameters)
