@@ -16,7 +16,7 @@ def write_corpus(prefix: Path, dtype: np.dtype[Any], documents: list[Any]) -> No
     prefix.parent.mkdir(parents=True, exist_ok=True)
     data_path(prefix).write_bytes(b"".join(np.asarray(document).astype(dtype).tobytes() for document in documents))
     lengths = np.array([len(document) for document in documents], dtype=np.int32)
-    write_index(index_path(prefix), dtype, [IndexPart(lengths)])
+    write_index(index_path(prefix), dtype, [IndexPart(lengths, range(len(lengths) + 1))])
 
 
 # Goes before a command that prepares a corpus: small chunks, which come slowly, and a journal that only a stop writes.

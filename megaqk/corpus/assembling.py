@@ -36,10 +36,10 @@ class Piece(NamedTuple):
         """Its tokens, a view of the mapped file."""
         return self.corpus.tokens[self.corpus.start_of(self.first) : self.corpus.start_of(self.last)]
 
-    def index_part(self) -> IndexPart:
-        """Return this piece's share of an index."""
+    def sequences(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return the lengths of its sequences and the boundaries of its documents."""
         documents = self.corpus.documents[self.first : self.last + 1]
-        return IndexPart(self.corpus.lengths[documents[0] : documents[-1]], documents)
+        return self.corpus.lengths[documents[0] : documents[-1]], documents
 
     def origin(self) -> dict[str, Any]:
         """What a manifest says of where it comes from."""
@@ -71,7 +71,7 @@ def _assemble(prefix: Path, pieces: Sequence[Piece], note: dict[str, Any], skipp
             for piece in pieces:
                 target.write(piece.tokens.data)
             os.fsync(target.fileno())
-    write_index(partial.idx, dtype, [piece.index_part() for piece in pieces])
+    write_index(partial.idx, dtype, [IndexPart(*piece.sequences()) for piece in pieces])
     written, model = None, pieces[0].manifest
     if model is not None and all(piece.manifest is not None for piece in pieces):
         written = model.model_copy(
@@ -145,12 +145,11 @@ def _is_there(prefix: Path, piece: Piece, note: dict[str, Any]) -> bool:
 
 
 def _same_documents(corpus: IndexedCorpus, piece: Piece) -> bool:
-    part = piece.index_part()
-    assert part.documents is not None
+    lengths, documents = piece.sequences()
     return (
         corpus.dtype == piece.corpus.dtype
-        and _equal(corpus.lengths, part.lengths)
-        and _equal(corpus.documents, part.documents, above=int(part.documents[0]))
+        and _equal(corpus.lengths, lengths)
+        and _equal(corpus.documents, documents, above=int(documents[0]))
         and _equal(corpus.tokens, piece.tokens)
     )
 

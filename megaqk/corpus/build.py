@@ -129,7 +129,8 @@ class _Encodings:
     def __init__(self, encoded: Iterator[tuple[Place, Encoded]]) -> None:
         self._encoded = encoded
         self._next: tuple[Place, Encoded] | None = None
-        self._shares: dict[int, float | None] = {}
+        # By shard: the share of it that has been returned.
+        self.consumed: dict[int, float | None] = {}
 
     def before(self, step: int) -> dict[Place, Encoded]:
         """Return the chunks of all steps below `step` that were not returned yet."""
@@ -137,14 +138,9 @@ class _Encodings:
         while (item := self._next or next(self._encoded, None)) is not None and item[0][0] < step:
             self._next = None
             taken[item[0]] = item[1]
-            self._shares[item[0][1]] = item[1].consumed
+            self.consumed[item[0][1]] = item[1].consumed
         self._next = item
         return taken
-
-    def consumed(self) -> float | None:
-        """Share of this rank's inputs that went into what was returned, in [0, 1]; None where sizes are unknown."""
-        known = [share for share in self._shares.values() if share is not None]
-        return sum(known) / max(len(known), 1) if len(known) == len(self._shares) else None
 
 
 @dataclass(frozen=True)
@@ -237,7 +233,7 @@ def _encode_all(plan: _Plan, shards: Shards, journal: Journal, comm: Comm, worke
         progress = stack.enter_context(contextlib.closing(ProgressLine("tokenising", shown=comm.rank == 0)))
         try:
             while writing.exchange(shards.steps_per_exchange):
-                progress.update(writing.journal.tokens - journal.tokens, encodings.consumed())
+                progress.update(writing.journal.tokens - journal.tokens, list(encodings.consumed.values()))
         except UserError:
             # All ranks have met it, here, and a rerun goes on from here. A full disk is not to be reported twice.
             with contextlib.suppress(UserError):
@@ -265,7 +261,7 @@ def _finish(plan: _Plan, journal: Journal, comm: Comm, workers: int) -> Manifest
     def index() -> None:
         if comm.rank == 0:
             lengths = np.memmap(partial.lengths, dtype="<i4", mode="r", shape=(journal.documents,))
-            write_index(partial.idx, plan.dtype, [IndexPart(lengths)])
+            write_index(partial.idx, plan.dtype, [IndexPart(lengths, range(journal.documents + 1))])
 
     agreed(comm, index)
     manifest = Manifest(

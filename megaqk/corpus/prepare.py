@@ -37,14 +37,9 @@ def open_data(config: Config, comm: Comm = Solo()) -> tuple[PreparedData, Splits
         UserError: As `prepare` and `open_splits`, on every rank.
     """
     prepared, training = prepare(config.data, comm), config.training
+    keys = {name: getattr(training, name) for name in ("sequence_length", "seed", "global_batch_size")}
     splits: list[Splits] = []
-
-    def open_here() -> None:
-        batch, length = training.global_batch_size, training.sequence_length
-        opened = open_splits(prepared, config.data, sequence_length=length, seed=training.seed, global_batch_size=batch)
-        splits.append(opened)
-
-    agreed(comm, open_here)
+    agreed(comm, lambda: splits.append(open_splits(prepared, config.data, **keys)))
     return prepared, splits[0]
 
 
@@ -115,10 +110,10 @@ def _request(config: DataConfig) -> tuple[list[Source], Path]:
 def _key(config: DataConfig, sources: Sequence[Source]) -> str:
     # Times and sizes stand in for the contents: a rerun must not read terabytes to learn that nothing changed. The
     # shipped text is named by its checksum, so that every installation has the same key.
-    shipped = config.text == BUILTIN
+    texts = [source.state() for source in sources] if config.text != BUILTIN else sha256_of(builtin_file())
     recipe = {
         "format": FORMAT,
-        "text": sha256_of(builtin_file()) if shipped else [source.state() for source in sources],
+        "text": texts,
         "tokenizer": config.vocab_size if config.tokenizer is None else sha256_of(Path(config.tokenizer)),
         "skip_bad": config.bad_documents == "skip",
         **({} if config.eod_token is None else {"eod_token": config.eod_token}),

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 
 
 class ProgressLine:
@@ -15,9 +16,11 @@ class ProgressLine:
         self._begun = self._last = time.monotonic()
         self._done_before: float | None = None
 
-    def update(self, tokens: int, fraction: float | None) -> None:
-        """Show the tokens made since the start and the share of the input read, in [0, 1]; None where unknown."""
+    def update(self, tokens: int, shares: Sequence[float | None]) -> None:
+        """Show the tokens made since the start and how much of each input is read, in [0, 1]; None where unknown."""
         now = time.monotonic()
+        known = [share for share in shares if share is not None]
+        fraction = sum(known) / len(known) if known and len(known) == len(shares) else None
         if self._done_before is None:
             # What an earlier, interrupted run has done says nothing about this run's speed.
             self._done_before = fraction

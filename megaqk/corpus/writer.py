@@ -33,26 +33,16 @@ def partial_files(prefix: Path) -> Partial:
 class IndexPart(NamedTuple):
     """A run of documents in an index."""
 
-    lengths: npt.NDArray[np.int32]  # tokens of each sequence; may be memory-mapped, it is read in blocks
-    # Sequence boundaries, shape (documents + 1,), counted from anywhere; None: each sequence is a document.
-    documents: npt.NDArray[np.int64] | None = None
-
-    @property
-    def num_documents(self) -> int:
-        """Number of documents."""
-        return len(self.lengths) if self.documents is None else len(self.documents) - 1
-
-    def ends(self, begin: int, end: int) -> npt.NDArray[np.int64]:
-        """Return where documents [begin, end) end, in sequences of this part."""
-        if self.documents is None:
-            return np.arange(begin + 1, end + 1, dtype=np.int64)
-        return np.asarray(self.documents[begin + 1 : end + 1] - self.documents[0])
+    # Tokens of each sequence, and the documents + 1 boundaries of documents in sequences, counted from anywhere. Both
+    # are read in blocks: they may be mapped files, and a range where each sequence is a document.
+    lengths: npt.NDArray[np.int32]
+    documents: npt.NDArray[np.int64] | range
 
 
 def write_index(path: Path, dtype: np.dtype[Any], parts: Sequence[IndexPart]) -> None:
     """Write the index of `parts`, one after another, whose sequences lie back to back in data of type `dtype`."""
     sequences = sum(len(part.lengths) for part in parts)
-    entries = sum(part.num_documents for part in parts) + 1
+    entries = sum(len(part.documents) - 1 for part in parts) + 1
     blocks = [(part.lengths, begin) for part in parts for begin in range(0, len(part.lengths), _BLOCK)]
     with written_whole(path) as beside, beside.open("wb") as stream:
         stream.write(MAGIC + struct.pack("<QBQQ", VERSION, CODES[dtype], sequences, entries))
@@ -67,9 +57,9 @@ def write_index(path: Path, dtype: np.dtype[Any], parts: Sequence[IndexPart]) ->
         stream.write(struct.pack("<q", 0))
         before = 0
         for part in parts:
-            for begin in range(0, part.num_documents, _BLOCK):
-                ends = part.ends(begin, min(begin + _BLOCK, part.num_documents))
-                stream.write((before + ends).astype("<i8").tobytes())
+            for begin in range(1, len(part.documents), _BLOCK):
+                ends = np.asarray(part.documents[begin : begin + _BLOCK], dtype=np.int64)
+                stream.write((ends + (before - int(part.documents[0]))).astype("<i8").tobytes())
             before += len(part.lengths)
 
 

@@ -122,14 +122,12 @@ def _named(names: list[str | None]) -> str:
 
 
 def _check_phases(was: list[dict[str, Any]], now: list[dict[str, Any]], samples: int, sequence_length: int) -> None:
-    old = [phase for phase in was if phase["start"] < samples]
-    new = [phase for phase in now if phase["start"] < samples]
     # The first is given by the sources and always begins at 0; the others are counted as in data.phases.
-    for number, (before, after) in enumerate(itertools.zip_longest(old, new), start=-1):
+    for number, (before, after) in enumerate(itertools.zip_longest(was, now), start=-1):
         key = f"data.phases[{number}]"
-        # What seems new or missing may only come later in the other, as a phase counted in steps with larger batches.
-        before = before or next(iter(was[number + 1 : number + 2]), None)
-        after = after or next(iter(now[number + 1 : number + 2]), None)
+        # What has begun in one may come later in the other, as a phase counted in steps does with larger batches.
+        if all(phase is None or phase["start"] >= samples for phase in (before, after)):
+            return
         if before is None or after is None:
             raise UserError(
                 f"{key}: is {'new' if before is None else 'missing'}, but this run has passed it: phases may change "

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -20,8 +21,10 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class _Pending:
+class _Pending(threading.local):
     """Which signal has asked this process to stop, and whether it may raise right now."""
+
+    # Of each thread apart: Python handles signals in the main thread, and no other may let them raise there.
 
     number = 0
     may_raise = False

@@ -118,7 +118,7 @@ def test_what_one_rank_cannot_read_ends_all(tmp_path: Path, inputs: list[str], m
 LOSSES = {
     "opening": "build.partial_files = lambda prefix: writer.partial_files(prefix / 'gone')",
     "syncing": "build._Writing._sync = lambda self: open('gone')",
-    "measuring": "checksum._block_digest = lambda *_: open('gone')",
+    "measuring": "checksum.probe_share = lambda *_: open('gone')",
 }
 
 

@@ -161,7 +161,8 @@ def sparse_corpus(directory: Path, tokens: int, document: int) -> PreparedData:
     prefix = directory / f"c{tokens}"
     with prefix.with_suffix(".bin").open("wb") as stream:
         stream.truncate(2 * tokens)
-    write_index(index_path(prefix), np.dtype("<u2"), [IndexPart(np.full(tokens // document, document, dtype=np.int32))])
+    lengths = np.full(tokens // document, document, dtype=np.int32)
+    write_index(index_path(prefix), np.dtype("<u2"), [IndexPart(lengths, range(len(lengths) + 1))])
     return PreparedData(None, (prefix,), 50_000, 0)
 
 

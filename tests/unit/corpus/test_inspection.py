@@ -13,7 +13,7 @@ def corpus(prefix: Path, lengths: list[int], documents: list[int] | None = None)
     """Make a corpus of one-byte tokens, which cost nothing where a file may have holes."""
     with prefix.with_suffix(".bin").open("wb") as stream:
         stream.truncate(sum(lengths))
-    bounds = None if documents is None else np.array(documents)
+    bounds = range(len(lengths) + 1) if documents is None else np.array(documents)
     write_index(prefix.with_suffix(".idx"), np.dtype("u1"), [IndexPart(np.array(lengths, dtype=np.int32), bounds)])
     return IndexedCorpus(prefix)
 

@@ -1,18 +1,24 @@
 import json
 import multiprocessing
+import os
+import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
-from megaqk.corpus.prepare import prepare
+from megaqk.config.loading import build_config
+from megaqk.corpus import prepare as module
+from megaqk.corpus.prepare import open_data, prepare, prepares_quickly
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import manifest_path
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
 from tests.corpora import write_corpus
+from tests.unit.corpus.building import ThreadComm, on_threads
 
 TEXTS = [
     f"Document {i} says\n{'word ' * (i % 7)}{oct(i * i * 7919)} and {'abcdefghij'[i % 10] * (i % 9)} ends {i * i}."
@@ -28,7 +34,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def make(text: Path, **keys: object) -> DataConfig:
-    return DataConfig(text=str(text), cache_dir=str(text.parent / "cache"), **{"vocab_size": 320, **keys})
+    return DataConfig(text=str(text), **{"cache_dir": str(text.parent / "cache"), "vocab_size": 320, **keys})
 
 
 def test_the_corpus_is_the_text(text: Path) -> None:
@@ -238,3 +244,99 @@ def test_the_shipped_text_is_english(tmp_path: Path) -> None:
     assert corpus.num_documents == 286
     words = load_tokenizer(prepared.tokenizer).decode(np.concatenate([corpus.document(i) for i in range(5)])).split()
     assert words.count("the") > len(words) * 0.03
+
+
+def change(path: Path, at: int, to: bytes) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        stream.write(to)
+
+
+@pytest.mark.parametrize("key", ["corpus", "sources"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_given_corpus_that_was_changed_within_the_vocabulary_is_refused(text: Path, key: str, ranks: int) -> None:
+    prepared = prepare(make(text))
+    prefix, tokenizer = prepared.corpora[0], str(prepared.tokenizer)
+    given = {"corpus": str(prefix)} if key == "corpus" else {"sources": [{"corpus": str(prefix), "weight": 1}]}
+    config = DataConfig(**given, tokenizer=tokenizer)
+    assert on_threads(ranks, lambda comm: prepare(config, comm)) == [prepared] * ranks
+    change(prefix.with_name("corpus.bin"), 100, (259).to_bytes(2, "little"))
+    for error in on_threads(ranks, lambda comm: prepare(config, comm)):
+        assert isinstance(error, UserError)
+        assert "corpus.bin: holds other bytes than corpus.manifest.json says: it was changed or damaged" in str(error)
+        assert str(error).endswith("(rank 0)") == (ranks > 1)
+    # What older versions made has no probes, and opens as it did.
+    manifest = json.loads(manifest_path(prefix).read_text())
+    for file in ("data", "index"):
+        del manifest[file]["probes"]
+    manifest_path(prefix).write_text(json.dumps(manifest))
+    assert prepare(config) == prepared
+
+
+def test_ranks_divide_what_is_read_at_the_start(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaqk.data.checksum.PROBE_BYTES", 64)
+    prepared = prepare(make(text))
+    size = prepared.corpora[0].with_name("corpus.bin").stat().st_size
+    read: list[tuple[str, int]] = []
+    real = os.pread
+
+    def pread(descriptor: int, size: int, at: int) -> bytes:
+        read.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, at))
+        return real(descriptor, size, at)
+
+    monkeypatch.setattr("megaqk.data.checksum.os.pread", pread)
+    on_threads(3, lambda comm: prepare(DataConfig(corpus=str(prepared.corpora[0])), comm))
+    assert len(read) == len(set(read)), "each byte once"
+    assert sum(name == "corpus.bin" for name, _ in read) == min(-(-size // 64), 64)
+
+
+def test_one_rank_prepares_a_text_for_all(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    real_build, real_read = module.build_corpus, module.read_manifest
+    monkeypatch.setattr(module, "build_corpus", lambda *args, **keys: built.append(1) or real_build(*args, **keys))
+    made = on_threads(3, lambda comm: prepare(make(text), comm))
+    assert made == [prepare(make(text))] * 3
+    assert built == [1]
+
+    # Another node, without the shared directory.
+    def apart(comm: ThreadComm) -> object:
+        threading.current_thread().name = f"rank {comm.rank}"
+        return prepare(make(text), comm)
+
+    lost = "rank 2"
+    monkeypatch.setattr(
+        module, "read_manifest", lambda prefix: None if threading.current_thread().name == lost else real_read(prefix)
+    )
+    for error in on_threads(3, apart):
+        assert isinstance(error, UserError)
+        assert re.match(r"data.cache_dir = .*cache: has not the .* all nodes share \(rank 2\)$", str(error))
+
+
+def test_what_a_run_and_a_check_have_is_the_same(text: Path) -> None:
+    data = {"text": str(text), "cache_dir": str(text.parent / "cache"), "vocab_size": 320}
+    config = build_config({"data": data, "training": {"sequence_length": 16, "seed": 3}})
+    alone, splits = open_data(config)
+    assert prepare(config.data) == alone
+    for prepared, again in on_threads(2, lambda comm: open_data(config, comm)):
+        assert prepared == alone
+        assert again.train.read(np.arange(9)).tolist() == splits.train.read(np.arange(9)).tolist()
+    config = build_config({"data": data, "training": {"sequence_length": 10**6}})
+    with pytest.raises(UserError, match=r"^data.split = .*: train gets 270 of 300 documents"):
+        open_data(config)
+
+
+def test_only_a_large_text_is_left_to_the_start(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepares_quickly(make(text))
+    monkeypatch.setattr(module, "_SMALL_BYTES", 0)
+    assert not prepares_quickly(make(text))
+    prepare(make(text))
+    assert prepares_quickly(make(text))
+    assert prepares_quickly(DataConfig(corpus="anything"))
+    for config, message in (
+        (make(text, vocab_size=200), "^data.vocab_size = 200: must be at least 260"),
+        (make(text, tokenizer=str(text.parent / "absent.model")), r"absent.model: No such file"),
+        (make(text.parent / "absent.jsonl"), r"^data.text = .*absent.jsonl: must be a file, a pattern"),
+        (make(text, cache_dir=str(text)), r"^data.cache_dir = .*: .*text.jsonl must be a directory"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepares_quickly(config)

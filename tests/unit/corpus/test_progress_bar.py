@@ -15,7 +15,7 @@ def test_elsewhere_than_on_a_terminal_it_is_lines(
     # A run that goes on from a quarter: what is left is judged by this run's speed alone.
     for seconds, tokens, fraction in ((1, 0, 0.25), (5, 3_000_000, 0.35), (20, 8_000_000, 0.5), (21, 8_100_000, 0.51)):
         now[0] = 100.0 + seconds
-        shown.update(tokens, fraction)
+        shown.update(tokens, [fraction])
     shown.close()
     assert capsys.readouterr().err == "tokenising: 50%, 8.0M tokens, 0.40M tokens/s, 40 s left\n"
 
@@ -23,7 +23,7 @@ def test_elsewhere_than_on_a_terminal_it_is_lines(
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     silent = ProgressLine("tokenising", shown=False)
     silent._every = 0.0
-    silent.update(1, 0.5)
+    silent.update(1, [0.5])
     silent.close()
     assert capsys.readouterr().err == ""
 
@@ -36,7 +36,7 @@ def test_without_a_known_size_there_is_no_percentage_and_no_time_left(
     shown = ProgressLine("tokenising", shown=True)
     for seconds, fraction in ((10, None), (20, None), (40, 1.0)):
         now[0] = 100.0 + seconds
-        shown.update(seconds * 100_000, fraction)
+        shown.update(seconds * 100_000, [fraction])
     shown.close()
     assert capsys.readouterr().err.splitlines() == [
         "tokenising: 1.0M tokens, 0.10M tokens/s",
@@ -55,8 +55,8 @@ def test_on_a_terminal_the_line_renews_itself(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sys.stderr", terminal)
     shown = ProgressLine("tokenising", shown=True)
     shown._every = 0.0
-    shown.update(2_000_000, None)
-    shown.update(3_000_000, 0.5)
+    shown.update(2_000_000, [0.1, None])
+    shown.update(3_000_000, [0.4, 0.6])
     shown.close()
     first, second, last = terminal.getvalue().split("\r")[1:]
     assert first.startswith("tokenising: 2.0M tokens, ")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from megaqk.config.data import DataConfig
+from megaqk.config.loading import build_config
 from megaqk.data.blend import BlendedDataset
 from megaqk.data.existing import PreparedData
 from megaqk.data.splits import open_splits
@@ -86,6 +87,17 @@ def test_held_out_parts_repeat_no_source(prepared: PreparedData) -> None:
     assert sources.count(0) == pytest.approx(len(samples) / 2, abs=1)
 
 
+def test_a_source_that_is_never_drawn_may_be_too_small(prepared: PreparedData, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "b", np.dtype("<u2"), [np.arange(3)])
+    sources = [{"corpus": name, "weight": weight} for name, weight in (("a", 1), ("b", 0), ("c", 1))]
+    keys = {"sources": sources, "tokenizer": "unused", "split": [0.5, 0.5, 0]}
+    splits = open_splits(prepared, DataConfig(**keys), sequence_length=LENGTH, seed=3)
+    assert set(sources_of(splits.train.read(np.arange(100)))) == {0, 2}
+    drawn_later = DataConfig(**keys, phases=[{"start_tokens": 40, "weights": {"b": 1}}])
+    with pytest.raises(UserError, match=r"^data.split = \[0.5, 0.5, 0.0\]: train of source b gets 0 of 1 documents"):
+        open_splits(prepared, drawn_later, sequence_length=LENGTH, seed=3)
+
+
 def test_extreme_weights_do_not_overflow(prepared: PreparedData) -> None:
     weights = {"a": 1e308, "b": 1e308, "c": 1e-308}
     sources = [{"corpus": name, "weight": weight} for name, weight in weights.items()]
@@ -102,20 +114,6 @@ def test_extreme_weights_do_not_overflow(prepared: PreparedData) -> None:
 
 
 def test_impossible_blends_are_refused(prepared: PreparedData) -> None:
-    for keys, message in (
-        ({"phases": [{"start_step": 1, "weights": {"z": 1}}]}, "no source is called z, the names are a, b, c"),
-        ({"phases": [{"start_step": 1, "weights": {"a": 0}}]}, "at least one must be above 0"),
-        ({"phases": [{"weights": {"a": 1}}]}, "exactly one of start_step and start_tokens"),
-        ({"split": [1, 1, 0]}, "add up to 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            config(**keys)
-    with pytest.raises(ValueError, match=r"sources\[1\].name = a: two are called so"):
-        DataConfig(sources=[{"corpus": "x/a", "weight": 1}, {"corpus": "y/a", "weight": 1}], tokenizer="t")
-    with pytest.raises(ValueError, match="tokenizer = null"):
-        DataConfig(sources=[{"corpus": "a", "weight": 1}])
-    with pytest.raises(ValueError, match=r"phases\[0\].weights = .*: need data.sources"):
-        DataConfig(corpus="a", phases=[{"start_step": 1, "weights": {"a": 1}}])
     disordered = [{"start_step": 9, "weights": {"a": 1}}, {"start_tokens": 8, "weights": {"a": 1}}]
     with pytest.raises(
         UserError,
@@ -124,3 +122,36 @@ def test_impossible_blends_are_refused(prepared: PreparedData) -> None:
         opened(prepared, config(disordered))
     with pytest.raises(UserError, match=r"^data.split = \[0.0, 1.0, 0.0\]: source a has a weight, but nothing for"):
         opened(prepared, config(split=[0, 1, 0]))
+
+
+SOURCES = [{"corpus": "x/a", "weight": 1}, {"corpus": "x/b", "weight": 1}]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sources": [SOURCES[0], {"corpus": "y/a", "weight": 1}]}, "data.sources[1].name = a: two are called so"),
+        ({"sources": SOURCES, "tokenizer": None}, "data.tokenizer = null: must be given with data.sources"),
+        ({"sources": [SOURCES[0], {"corpus": "b", "weight": -1}]}, "data.sources[1].weight = -1: must be at least 0"),
+        ({"sources": [{"corpus": "a", "weight": 0}]}, "data.sources[0].weight = 0.0: at least one source must have"),
+        ({"sources": [SOURCES[0], SOURCES[1] | {"split": [1, 1, 0]}]}, "data.sources[1].split = [1.0, 1.0, 0.0]: must"),
+        (
+            {"phases": [{"start_step": 1, "weights": {"z": 1}}]},
+            "data.phases[0].weights = {z: 1.0}: no source is",
+        ),
+        ({"phases": [{"start_step": 1, "weights": {"a": 0}}]}, "data.phases[0].weights = {a: 0.0}: at least one must"),
+        ({"phases": [{"weights": {"a": 1}}]}, "data.phases[0].start_step = null: exactly one of start_step and"),
+        (
+            {"sources": None, "text": "t", "phases": [{"start_step": 1, "weights": {"a": 1}}]},
+            "data.phases[0].weights = ",
+        ),
+        ({"text": "t"}, "data.text = t: exactly one of corpus, sources and text must be given; got sources, text"),
+        ({"sources": None}, "data.corpus = null: exactly one of corpus, sources and text must be given; got none"),
+        ({"tokenizer": None, "eod_token": "<eos>"}, "data.eod_token = <eos>: needs tokenizer, which is null"),
+    ],
+)
+def test_refusals_begin_with_the_full_key(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        build_config({"data": {"sources": SOURCES, "tokenizer": "t", **keys}})
+    assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)

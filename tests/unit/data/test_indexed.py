@@ -53,9 +53,9 @@ def test_writes_bytes_computed_by_hand(tmp_path: Path) -> None:
 
 def test_index_is_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = np.random.default_rng(0).integers(0, 9, 1000).astype(np.int32)
-    write_index(tmp_path / "whole.idx", np.dtype("<u2"), [IndexPart(lengths)])
+    write_index(tmp_path / "whole.idx", np.dtype("<u2"), [IndexPart(lengths, range(len(lengths) + 1))])
     monkeypatch.setattr("megaqk.corpus.writer._BLOCK", 7)
-    write_index(tmp_path / "blocks.idx", np.dtype("<u2"), [IndexPart(lengths)])
+    write_index(tmp_path / "blocks.idx", np.dtype("<u2"), [IndexPart(lengths, range(len(lengths) + 1))])
     assert (tmp_path / "blocks.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
 
 

@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -36,3 +37,16 @@ def test_a_signal_outside_of_an_action_waits_for_the_next() -> None:
         agreed(Solo(), lambda: "more")
     os.kill(os.getpid(), signal.SIGTERM)
     assert agreed(Solo(), lambda: "saved", interruptible=False) == ["saved"]
+
+
+@pytest.mark.usefixtures("signals")
+def test_what_other_threads_do_lets_no_signal_in() -> None:
+    inside, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: agreed(Solo(), lambda: (inside.set(), leave.wait(60))))
+    thread.start()
+    inside.wait(60)
+    os.kill(os.getpid(), signal.SIGTERM)
+    leave.set()
+    thread.join()
+    with pytest.raises(Interrupted):
+        agreed(Solo(), lambda: agreed(Solo(), lambda: "inner"))
