@@ -50,7 +50,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from megaqk.corpus.prepare import prepares_quickly
     from megaqk.data.tokenizer import load_tokenizer
     from megaqk.model.decoder import parameter_inventory
-    from megaqk.model.vocabulary import vocabulary_of
+    from megaqk.model.vocab_size import vocabulary_of
     from megaqk.optim.groups import plan_groups
     from megaqk.plan_text import resolved_plan
     from megaqk.runtime.agreement import Solo

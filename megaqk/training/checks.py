@@ -11,7 +11,7 @@ from megaqk.data.existing import PreparedData
 from megaqk.data.identity import data_identity
 from megaqk.data.splits import Splits
 from megaqk.errors import UserError
-from megaqk.model.vocabulary import Vocabulary, vocabulary_of
+from megaqk.model.vocab_size import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
 from megaqk.parallel.world import World
 from megaqk.runtime.agreement import Comm, agreed

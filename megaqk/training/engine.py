@@ -15,7 +15,7 @@ from megaqk.model.batch import Batch, Stream
 from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder, parameter_inventory
 from megaqk.model.init import initialize
-from megaqk.model.vocabulary import Vocabulary
+from megaqk.model.vocab_size import Vocabulary
 from megaqk.optim.groups import describe_groups, plan_groups
 from megaqk.optim.multipliers import Moment
 from megaqk.optim.optimizers import AdamW, OptimizerOwner, build_optimizer

@@ -17,7 +17,7 @@ from megaqk.model.batch import Batch, Stream, plain_positions
 from megaqk.model.context import model_context
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
-from megaqk.model.vocabulary import Vocabulary
+from megaqk.model.vocab_size import Vocabulary
 from megaqk.optim.optimizers import OptimizerOwner
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import Launch, read_launch

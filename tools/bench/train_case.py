@@ -43,7 +43,7 @@ def median_seconds(step: Callable[[int], Any], steps: int) -> float:
 def measure_megaqk(preset: str, axes: dict[str, int], steps: int) -> dict[str, float]:
     from megaqk.config.loading import build_config
     from megaqk.model.batch import plain_positions
-    from megaqk.model.vocabulary import Vocabulary
+    from megaqk.model.vocab_size import Vocabulary
     from megaqk.parallel.world import World
     from megaqk.runtime.launch import read_launch
 

@@ -101,10 +101,10 @@ REFUSALS = [
     ("model: {bias: yes}", "model.bias = 'yes': must be true or false"),
     ("run: {dir: 3}", "run.dir = 3: must be text"),
     ("deepspeed: 3", "deepspeed = 3: must be a section of keys"),
-    ("data: {text: a, stages: [{start_step: 1, weights: 3}]}", "data.stages[0].weights = 3: must be a mapping"),
+    ("data: {text: a, phases: [{start_step: 1, weights: 3}]}", "data.phases[0].weights = 3: must be a mapping"),
     (
-        "data: {text: a, stages: [{start_step: 1, weights: {7: 1}}]}",
-        "data.stages[0].weights.7: a key must be text",
+        "data: {text: a, phases: [{start_step: 1, weights: {7: 1}}]}",
+        "data.phases[0].weights.7: a key must be text",
     ),
     # In YAML's words, null among them.
     ("model: {num_kv_heads: 1.5}", "model.num_kv_heads = 1.5: must be an integer, or null"),

@@ -10,6 +10,7 @@ from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.packing import document_layout
 from megaqk.data.verification import check_ends
 from megaqk.errors import UserError
+from megaqk.model.batch import plain_positions
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
@@ -28,12 +29,13 @@ def test_layout_by_hand() -> None:
 
 def test_a_packed_row_is_its_documents_run_apart() -> None:
     model = ModelConfig(num_layers=2, hidden_size=16, num_heads=2, init_std=0.3)
-    context = ModelContext(model=model, rows=10, tokens=10, max_positions=32)
+    context = ModelContext(model=model, rows=10, tokens=10, max_positions=32, separate_documents=True)
     decoder = Decoder(context)
     initialize(decoder.global_parameters(), context, seed=0)
 
     def losses(inputs: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        logits = decoder.logits(inputs[None] if positions is None else (inputs[None], positions))
+        positions = plain_positions(inputs[None]) if positions is None else positions
+        logits = decoder.logits((inputs[None], positions))
         return vocab_parallel_cross_entropy(logits, labels[None], first=0, tp=TensorParallel())[0]
 
     rng = np.random.default_rng(0)

@@ -2,7 +2,7 @@ import pytest
 
 from megaqk.config.loading import build_config
 from megaqk.errors import UserError
-from megaqk.model.vocabulary import padded_vocab_size, vocabulary_of
+from megaqk.model.vocab_size import padded_vocab_size, vocabulary_of
 
 
 @pytest.mark.parametrize(
