@@ -21,27 +21,29 @@ from megaqk.parallel.gradients import (
     partial_gradient_parameters,
     reduce_partial_gradients,
 )
-from megaqk.parallel.tensor_parallel import TensorParallel
+from megaqk.parallel.world import World
 
 
 class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
     """What both engines add; mixed in before DeepSpeed's class."""
 
-    tensor_parallel: TensorParallel
+    world: World
     partial_parameters: Sequence[nn.Parameter] = ()
 
-    def attach(self, tp: TensorParallel) -> None:
-        """Name the tensor-parallel group, once, after construction."""
-        self.tensor_parallel = tp
+    def attach(self, world: World) -> None:
+        """Name the processes and their groups, once, after construction."""
+        self.world = world
         partial = partial_gradient_parameters(self.module.parameters())
         if self.zero_optimization_stage() < 2 and not self.zero_overlap_comm():
             self.partial_parameters = partial
             return
         # ZeRO-2 and 3, and overlapped communication, reduce a gradient as soon as it is computed: it must be whole.
         for parameter in partial:
-            parameter.register_hook(_sum_over(tp.group))  # type: ignore[no-untyped-call]
+            parameter.register_hook(_sum_over(world.tp.group))  # type: ignore[no-untyped-call]
 
     def _accumulated_gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        # Where the gradient lies when the last micro-batch is done: BF16_Optimizer accumulates in an fp32 tensor of its
+        # own, ZeRO-1 may keep it beside the parameter, and without ZeRO it is where torch put it.
         if isinstance(self.optimizer, BF16_Optimizer):
             return parameter._hp_grad  # type: ignore[attr-defined, no-any-return]
         if isinstance(self.optimizer, DeepSpeedZeroOptimizer):
@@ -50,19 +52,22 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
 
     def _sum_partial_gradients(self) -> None:
         gradients = [self._accumulated_gradient(p) for p in self.partial_parameters]
-        reduce_partial_gradients([g for g in gradients if g is not None], self.tensor_parallel)
+        reduce_partial_gradients([g for g in gradients if g is not None], self.world.tp)
 
     def allreduce_gradients(self, *args: Any, **kwargs: Any) -> None:
         """DeepSpeed calls this after each backward pass; the reduction itself happens at the last micro-batch."""
         if self.is_gradient_accumulation_boundary():
+            # Before the data-parallel mean, so that it is taken of whole gradients, and once a step: sums commute.
             self._sum_partial_gradients()
         super().allreduce_gradients(*args, **kwargs)
 
     def _take_model_step(self, lr_kwargs: Any = None) -> None:
         if not self.zero_optimization():
+            # DeepSpeed clips in here too, with a norm that is wrong under pipeline parallelism. `clip_fp32_gradients`
+            # is where it would; `_global_grad_norm` is what it reports.
             parameters = list(self.module.parameters())
-            group = self.mpu.get_model_parallel_group() if self.mpu.get_model_parallel_world_size() > 1 else None
-            self._global_grad_norm = global_norm(parameters, tp=self.tensor_parallel, group=group)
+            group = self.world.model_group if self.world.tensor * self.world.pipeline > 1 else None
+            self._global_grad_norm = global_norm(parameters, tp=self.world.tp, group=group)
             if self.gradient_clipping() > 0:
                 clip_gradients(parameters, self._global_grad_norm, self.gradient_clipping())
         super()._take_model_step(lr_kwargs)
@@ -91,5 +96,6 @@ class StagedEngine(_ExactGradients, PipelineEngine):  # type: ignore[misc]
     """The pipeline engine: ZeRO 0 and 1."""
 
     def _bf16_reduce_grads(self) -> None:
+        # With BF16_Optimizer the pipeline engine reduces here and never calls `allreduce_gradients`.
         self._sum_partial_gradients()
         super()._bf16_reduce_grads()

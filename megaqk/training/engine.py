@@ -95,7 +95,7 @@ class TrainingEngine:
                 config=settings,
                 config_class=DeepSpeedConfig(settings, world.grid),
             )
-        self.engine.attach(world.tp)
+        self.engine.attach(world)
         self._loss = torch.zeros((), device=world.device)
 
     def train_step(
