@@ -23,7 +23,12 @@ def is_heavy(name: str) -> bool:
     return name in {f"layers.{layer}.ffn.output.weight" for layer in range(FIRST_LAYER, driver.LAYERS)}
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
+FULL = ("one process", "data 2, ZeRO-3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] if name in FULL else []) for name in TOPOLOGIES]
+)
 def test_follows_the_plain_loop_over_a_save_and_a_resume(tmp_path: Path, name: str) -> None:
     world, parallel = TOPOLOGIES[name]
     case = driver.settings({"preset": "gpt"}, **parallel)

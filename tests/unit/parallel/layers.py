@@ -1,7 +1,5 @@
 """What the layer tests run on every rank; each returns the worst error against the unsharded layer."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,7 +12,6 @@ from megaqk.parallel.gradients import (
     reduce_partial_gradients,
 )
 from megaqk.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
-from megaqk.parallel.rng import DropoutRng, dropout
 from megaqk.parallel.sharding import local_part, new_parameter, sharding_of
 from megaqk.parallel.tensor_parallel import TensorParallel
 from megaqk.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
@@ -146,25 +143,6 @@ def norm_and_clipping(max_norm: float) -> tuple[float, float]:
     clip_gradients(parameters, norm, max_norm)
     worst = max(local_gradient(ours, theirs.grad, tp) for ours, theirs in zip(parameters, fulls, strict=True))
     return error(norm, expected), worst
-
-
-def dropout_masks(sequence: bool) -> dict[str, Any]:
-    """The masks of a sample: of a replicated and of a sharded activation, and of other samples, layers and seeds."""
-    tp = all_ranks(sequence)
-    rng = DropoutRng(seed=3, tensor_rank=tp.rank)
-
-    def draw(sample: int, site: str, sharded: bool = False, rng: DropoutRng = rng) -> Tensor:
-        return dropout(torch.ones(1, 64, 64), 0.5, rng.seeds(sample, 1, site, sharded=sharded))
-
-    before = torch.get_rng_state()
-    masks: dict[str, Any] = {"replicated": draw(4, "1.write"), "sharded": draw(4, "1.write", True)}
-    masks["recomputed"] = draw(4, "1.write")
-    masks["next sample"] = draw(5, "1.write")
-    masks["other layer"] = draw(4, "2.write")
-    masks["other seed"] = draw(4, "1.write", rng=DropoutRng(seed=4, tensor_rank=tp.rank))
-    masks["resumed"] = draw(4, "1.write", rng=DropoutRng(seed=3, tensor_rank=tp.rank))
-    masks["state left alone"] = torch.equal(before, torch.get_rng_state())
-    return masks
 
 
 def bf16_cross_entropy() -> float:

@@ -1,9 +1,6 @@
 """The tensor-parallel layers on real ranks, against the layers of torch."""
 
-import itertools
-
 import pytest
-import torch
 
 from tests.harness import run_distributed
 from tests.unit.parallel import layers
@@ -47,23 +44,6 @@ def test_norm_and_clipping_are_the_unsharded_ones(world: int, max_norm: float) -
     results = run_distributed(layers.norm_and_clipping, world, max_norm)
     assert len({norm for norm, _ in results}) == 1
     assert all(norm <= 1e-6 and clipped <= 1e-5 for norm, clipped in results)
-
-
-@pytest.mark.parametrize("sequence", [False, True])
-def test_dropout_masks(sequence: bool) -> None:
-    masks = run_distributed(layers.dropout_masks, 2, sequence)
-    for name in ("replicated", "recomputed", "next sample", "resumed"):
-        assert torch.equal(masks[0][name], masks[1][name]), name
-    assert not torch.equal(masks[0]["sharded"], masks[1]["sharded"])
-    for own in masks:
-        assert torch.equal(own["replicated"], own["recomputed"])
-        assert torch.equal(own["replicated"], own["resumed"])
-        assert own["state left alone"]
-        different = ["replicated", "sharded", "next sample", "other layer", "other seed"]
-        for a, b in itertools.combinations(different, 2):
-            assert not torch.equal(own[a], own[b]), (a, b)
-            # Independent masks of half the elements agree on half of them.
-            assert 0.4 < float((own[a] == own[b]).float().mean()) < 0.6, (a, b)
 
 
 @pytest.mark.parametrize("world", [1, 2])
