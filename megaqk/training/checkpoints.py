@@ -13,7 +13,7 @@ import torch
 
 from megaqk.config.yaml_text import show
 from megaqk.data.identity import check_data_identity
-from megaqk.errors import UserError
+from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.world import World
 from megaqk.runtime.files import sha256_of
 from megaqk.runtime.quiet import quiet
@@ -123,6 +123,9 @@ def find_latest(store: CheckpointStore, world: World) -> tuple[int, list[str]]:
     """The newest undamaged step, 0 if there is none, and what is wrong with newer ones; every rank must call it.
 
     One rank lists and all share the reading, so that all resume the same step.
+
+    Raises:
+        UserError: If there are checkpoints and none of them is whole.
     """
     problems: list[str] = []
 
@@ -140,6 +143,9 @@ def find_latest(store: CheckpointStore, world: World) -> tuple[int, list[str]]:
             return step, problems
         problems.append(problem)
         store.note_damaged(step)
+    if problems:
+        # Nothing is lost that way: who wants to start over says so by taking them away.
+        raise AgreedError(f"{store.folder}: none of its checkpoints is whole; {problems[0]}; mend or remove them")
     return 0, problems
 
 

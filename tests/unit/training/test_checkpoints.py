@@ -55,7 +55,10 @@ def test_another_steps_folder_is_noticed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=3)
     save(store, 5)
     store.path(5).rename(store.path(7))
-    assert latest(store) == (0, [f"{store.path(7) / MANIFEST}: damaged, it is of step 5"])
+    with pytest.raises(
+        UserError, match="none of its checkpoints is whole; .*step-7/manifest.json: damaged, it is of step 5"
+    ):
+        latest(store)
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
