@@ -20,8 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, SupportsFloat
+from typing import Any, SupportsFloat
 
 from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named, written_whole
@@ -35,7 +34,7 @@ logger = logging.getLogger("megaqk")
 
 
 class MetricsWriter:
-    """Writes the records of a run, or nothing at all on ranks other than the first.
+    """Writes the records of a run.
 
     A resumed run goes on in the same files. What an earlier run recorded after the step it is resumed from is
     dropped, so that no step appears twice; in TensorBoard's files, which only ever grow, it is marked as void.
@@ -43,15 +42,13 @@ class MetricsWriter:
     Args:
         run_dir: `run.dir`; made if it is not there.
         resume_step: The step the run starts from; 0 drops every earlier record.
-        enabled: Whether this rank writes.
+
+    Raises:
+        UserError: The operating system refused to write, here and in the methods: a full disk for example.
     """
 
-    def __init__(self, run_dir: Path, *, resume_step: int = 0, enabled: bool = True) -> None:
+    def __init__(self, run_dir: Path, *, resume_step: int = 0) -> None:
         self._path = run_dir / METRICS_FILE
-        self._file: BinaryIO | None = None
-        self._events: _EventFile | None = None
-        if not enabled:
-            return
         with os_errors_named(self._path):
             run_dir.mkdir(parents=True, exist_ok=True)
             _keep_until(self._path, resume_step)
@@ -63,12 +60,7 @@ class MetricsWriter:
 
         Args:
             record: Metric names and values, `step` among them. A value of None is not known and left out.
-
-        Raises:
-            UserError: The operating system refused to write, a full disk for example.
         """
-        if self._file is None or self._events is None:
-            return
         step = int(_plain(record["step"]))
         values = {name: _plain(value) for name, value in record.items() if name != "step" and value is not None}
         line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -80,31 +72,16 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Put everything on disk; called before a checkpoint, so that a run resumed from it has all records."""
-        if self._file is None or self._events is None:
-            return
         with os_errors_named(self._path):
             os.fsync(self._file.fileno())
         self._events.sync()
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
-        file, events = self._file, self._events
-        self._file = self._events = None
-        # What a full disk refused is tried again here, and has been reported.
-        with contextlib.suppress(OSError):
-            if file is not None:
+        for file in (self._file, self._events):
+            # What a full disk refused is tried again here, and has been reported.
+            with contextlib.suppress(OSError):
                 file.close()
-        with contextlib.suppress(OSError):
-            if events is not None:
-                events.close()
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _EventFile:

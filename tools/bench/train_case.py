@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def recording_seconds(engine: Any) -> float:
     from megaqk.optim.rates import apply_rates
     from megaqk.training.metrics import MetricsWriter
 
-    with tempfile.TemporaryDirectory() as folder, MetricsWriter(Path(folder)) as writer:
+    with tempfile.TemporaryDirectory() as folder, closing(MetricsWriter(Path(folder))) as writer:
 
         def record(index: int) -> None:
             rates = engine.rates.at(Moment(index))

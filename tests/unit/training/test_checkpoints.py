@@ -56,7 +56,7 @@ def test_another_steps_folder_is_noticed(tmp_path: Path) -> None:
     save(store, 5)
     store.path(5).rename(store.path(7))
     with pytest.raises(
-        UserError, match="none of its checkpoints is whole; .*step-7/manifest.json: damaged, it is of step 5"
+        UserError, match=r"none of its checkpoints is whole; .*step-7/manifest.json: damaged, it is of step 5"
     ):
         latest(store)
 

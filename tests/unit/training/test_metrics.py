@@ -2,6 +2,7 @@ import json
 import math
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_both_files_hold_the_same_records(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path) as writer:
+    with closing(MetricsWriter(tmp_path)) as writer:
         for step in range(1, 4):
             writer.write(record(step, loss=1 / step))
         writer.write({"step": 3, "valid_loss": 0.5, "valid_perplexity": math.exp(0.5)})
@@ -37,7 +38,7 @@ def test_both_files_hold_the_same_records(tmp_path: Path) -> None:
 
 
 def test_tensors_and_numpy_scalars_are_numbers_too(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path) as writer:
+    with closing(MetricsWriter(tmp_path)) as writer:
         writer.write(
             {"step": 1, "loss": torch.tensor(0.5), "grad_norm": np.float32(0.25), "tokens": 10**12, "mfu": None}
         )
@@ -46,7 +47,7 @@ def test_tensors_and_numpy_scalars_are_numbers_too(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_not_finite_is_valid_json(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path) as writer:
+    with closing(MetricsWriter(tmp_path)) as writer:
         writer.write({"step": 1, "loss": math.nan, "grad_norm": math.inf})
 
     def refuse(word: str) -> None:
@@ -59,14 +60,14 @@ def test_a_number_that_is_not_finite_is_valid_json(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path) as writer:
+    with closing(MetricsWriter(tmp_path)) as writer:
         for step in range(1, 8):
             writer.write(record(step, loss=1.0))
         writer.write({"step": 4, "valid_loss": 1.0})
     # What a kill in the middle of a write leaves.
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 8, "lo')
-    with MetricsWriter(tmp_path, resume_step=4) as writer:
+    with closing(MetricsWriter(tmp_path, resume_step=4)) as writer:
         for step in range(5, 11):
             writer.write(record(step, loss=2.0))
     expected = [(step, 1.0 if step <= 4 else 2.0) for step in range(1, 11)]
@@ -78,17 +79,10 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
 
 def test_a_run_that_starts_over_forgets_the_last_one(tmp_path: Path) -> None:
     for loss in (1.0, 2.0):
-        with MetricsWriter(tmp_path) as writer:
+        with closing(MetricsWriter(tmp_path)) as writer:
             writer.write(record(1, loss))
     assert [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2.0]
     assert scalars(tmp_path, "loss") == [(1, 2.0)]
-
-
-def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path / "run", enabled=False) as writer:
-        writer.write(record(1))
-        writer.flush()
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_record_is_readable_at_once_and_after_flush_in_tensorboard(tmp_path: Path) -> None:
@@ -102,7 +96,7 @@ def test_a_record_is_readable_at_once_and_after_flush_in_tensorboard(tmp_path: P
 
 
 def test_a_step_that_is_logged_and_evaluated_has_one_point_for_each_tag(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path) as writer:
+    with closing(MetricsWriter(tmp_path)) as writer:
         for step in (1, 2):
             writer.write({"step": step, "tokens": 8 * step, "loss": 2.0})
             writer.write({"step": step, "tokens": 8 * step, "valid_loss": 3.0})
@@ -134,7 +128,7 @@ def test_a_damaged_line_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCap
     for number in (1, 2):
         path.write_bytes(damaged)
         caplog.clear()
-        with MetricsWriter(tmp_path, resume_step=2) as writer:
+        with closing(MetricsWriter(tmp_path, resume_step=2)) as writer:
             writer.write({"step": 3, "loss": 1.0})
         # The good lines as they were, to the byte.
         assert path.read_bytes() == b'{"step": 1, "loss": 0.10}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
@@ -173,7 +167,7 @@ def test_writing_a_record_is_cheap(tmp_path: Path) -> None:
     wide = (
         {"step": 0} | {f"lr/{group}": 0.1 for group in range(20)} | {f"multiplier/{group}": 0.1 for group in range(20)}
     )
-    with MetricsWriter(tmp_path) as writer:
+    with closing(MetricsWriter(tmp_path)) as writer:
         writer.write(wide)
         costs = []
         for step in range(1, 101):
