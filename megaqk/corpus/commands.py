@@ -15,12 +15,15 @@ from megaqk.corpus.shards import iterate_texts
 from megaqk.corpus.sources import Source, find_sources
 from megaqk.corpus.tokenizer_training import train_sentencepiece
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.manifest import Manifest
+from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import load_tokenizer
+from megaqk.data.verification import check_tokenizer, check_tokens
 from megaqk.errors import UserError
 from megaqk.runtime.agreement import Comm, agreed
 from megaqk.runtime.files import os_errors_named, written_whole
 from megaqk.runtime.signals import Interrupted, stop_signals
+
+_SAMPLE_TOKENS = 1 << 24
 
 
 def train_tokenizer(arguments: argparse.Namespace) -> int:
@@ -112,7 +115,11 @@ def inspect_corpus(arguments: argparse.Namespace) -> int:
     corpus = IndexedCorpus(arguments.prefix)
     tokenizer = load_tokenizer(arguments.tokenizer, arguments.eod_token) if arguments.tokenizer else None
     if tokenizer:
-        inspection.check_tokenizer(corpus, tokenizer)
+        manifest = read_manifest(arguments.prefix)
+        if manifest is not None:
+            check_tokenizer(arguments.prefix, manifest, tokenizer, "--tokenizer")
+        else:
+            check_tokens(corpus, tokenizer.vocab_size, at_most=_SAMPLE_TOKENS)
     lines = inspection.describe_corpus(corpus)
     if arguments.verify:
         lines += inspection.verify_corpus(corpus, vocab_size=tokenizer.vocab_size if tokenizer else None)

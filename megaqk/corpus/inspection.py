@@ -9,22 +9,8 @@ from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import Tokenizer
 from megaqk.data.verification import check_counts, check_tokens, damaged_file
 from megaqk.errors import UserError
-from megaqk.runtime.files import sha256_of
 
-_SAMPLE_TOKENS = 1 << 24
 _SHOWN_CHARACTERS = 300
-
-
-def check_tokenizer(corpus: IndexedCorpus, tokenizer: Tokenizer) -> None:
-    """Hold a tokenizer against the manifest, or where there is none its vocabulary against a sample of the tokens."""
-    manifest = read_manifest(corpus.prefix)
-    if manifest is None:
-        check_tokens(corpus, tokenizer.vocab_size, at_most=_SAMPLE_TOKENS)
-    elif manifest.tokenizer_sha256 != sha256_of(tokenizer.path):
-        raise UserError(
-            f"--tokenizer = {tokenizer.path}: must be the {manifest.tokenizer} that made {corpus.prefix}, "
-            "its checksum differs from the manifest's"
-        )
 
 
 def describe_corpus(corpus: IndexedCorpus) -> list[str]:

@@ -40,8 +40,8 @@ def share_of(comm: Comm) -> slice:
     return slice(comm.rank, None, comm.size)
 
 
-def _joined(parts: Iterable[Iterable[_T]]) -> list[_T]:
-    # What ranks made of their shares, in order.
+def joined(parts: Iterable[Iterable[_T]]) -> list[_T]:
+    """Return what the ranks made of their shares, in order."""
     return [piece for turn in itertools.zip_longest(*parts) for piece in turn if piece is not None]
 
 
@@ -63,21 +63,17 @@ def probe_share(path: Path, share: slice = ALL) -> list[str]:
         return [hashlib.sha256(block).hexdigest()[:16] for block in blocks]
 
 
-def probes(path: Path, comm: Comm) -> tuple[str, ...]:
-    """Return the probes of a file, which the ranks of `comm` divide, on every rank."""
-    return tuple(_joined(agreed(comm, lambda: probe_share(path, share_of(comm)))))
-
-
 def measured(path: Path, *, comm: Comm = Solo(), threads: int = 1) -> Contents:
     """Read all of a file, which the ranks of `comm` divide, and measure it on every rank."""
 
-    def mine() -> tuple[int, list[bytes]]:
+    def mine() -> tuple[int, list[bytes], list[str]]:
         with os_errors_named(path), path.open("rb") as stream, ThreadPoolExecutor(threads) as pool:
             size = stream.seek(0, os.SEEK_END)
             blocks = range(-(-size // BLOCK_BYTES))[share_of(comm)]
             # hashlib lets go of the interpreter lock while it works.
-            return size, list(pool.map(lambda block: _block_digest(stream.fileno(), block), blocks))
+            digests = list(pool.map(lambda block: _block_digest(stream.fileno(), block), blocks))
+        return size, digests, probe_share(path, share_of(comm))
 
-    sizes, digests = zip(*agreed(comm, mine), strict=True)
-    checksum = hashlib.sha256(b"".join(_joined(digests))).hexdigest()
-    return Contents(size=sizes[0], checksum=checksum, probes=probes(path, comm))
+    sizes, digests, probes = zip(*agreed(comm, mine), strict=True)
+    checksum = hashlib.sha256(b"".join(joined(digests))).hexdigest()
+    return Contents(size=sizes[0], checksum=checksum, probes=tuple(joined(probes)))

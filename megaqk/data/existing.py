@@ -9,10 +9,9 @@ from megaqk.data.checksum import share_of
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
-from megaqk.data.verification import check_counts, check_ends, check_probes, check_sizes, check_tokens
+from megaqk.data.verification import check_counts, check_ends, check_probes, check_sizes, check_tokenizer, check_tokens
 from megaqk.errors import UserError
 from megaqk.runtime.agreement import Comm, Solo, agreed
-from megaqk.runtime.files import sha256_of
 
 # The job looks at so many tokens of a corpus at its start, spread over the whole: a tenth of a second for one process.
 _TOKENS_CHECKED = 10**7
@@ -41,12 +40,11 @@ def open_existing(prefixes: tuple[Path, ...], config: DataConfig, comm: Comm = S
 
 def _checked(prefixes: tuple[Path, ...], config: DataConfig, share: slice) -> PreparedData:
     manifests = [read_manifest(prefix) for prefix in prefixes]
-    for prefix, manifest in zip(prefixes, manifests, strict=True):
-        if manifest is not None:
-            check_sizes(prefix, manifest)
     prepared = _fitted(prefixes, manifests, config)
     # A manifest may be wrong and a file damaged since: better known now than at some step.
     for prefix, manifest in zip(prefixes, manifests, strict=True):
+        if manifest is not None:
+            check_sizes(prefix, manifest)
         large = manifest is not None and manifest.index.size > _LARGE_INDEX_BYTES
         corpus = IndexedCorpus(prefix, trusted=share.start > 0 or large)
         if manifest is not None:
@@ -67,13 +65,8 @@ def _fitted(prefixes: tuple[Path, ...], manifests: Sequence[Manifest | None], co
         return PreparedData(None, prefixes, manifest.vocab_size, manifest.eod_id)
     tokenizer = load_tokenizer(config.tokenizer, config.eod_token)
     known = [(prefix, one) for prefix, one in zip(prefixes, manifests, strict=True) if one is not None]
-    checksum = sha256_of(tokenizer.path)
     for prefix, manifest in known:
-        if manifest.tokenizer_sha256 != checksum:
-            raise UserError(
-                f"data.tokenizer = {config.tokenizer}: must be the {manifest.tokenizer} that made {prefix}, "
-                "its checksum differs from the manifest's"
-            )
+        check_tokenizer(prefix, manifest, tokenizer, "data.tokenizer")
     return PreparedData(tokenizer.path, prefixes, tokenizer.vocab_size, _common_end(tokenizer, known, config.eod_token))
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from megaqk.config.data import DataConfig, SourceConfig
 from megaqk.data.blend import resolve_phases
-from megaqk.data.checksum import probes
+from megaqk.data.checksum import joined, probe_share, share_of
 from megaqk.data.existing import PreparedData
 from megaqk.data.indexed import data_path, index_path
 from megaqk.data.manifest import read_manifest
 from megaqk.data.pattern import whole_weights
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, Solo
+from megaqk.runtime.agreement import Comm, Solo, agreed
 from megaqk.runtime.files import sha256_of
 
 
@@ -31,39 +31,45 @@ def data_identity(
     Corpora are named by what they hold, not by where they lie: they may be moved. The ranks of `comm`, each of which
     calls this, read a sample of a corpus without a manifest, and nothing of one that has it.
     """
-    manifest = read_manifest(prepared.corpora[0])
-    if prepared.tokenizer is not None:
-        tokenizer = sha256_of(prepared.tokenizer)
-    else:
-        tokenizer = "" if manifest is None else manifest.tokenizer_sha256
+    seen = agreed(comm, lambda: (_tokenizer(prepared), [_marks(one, share_of(comm)) for one in prepared.corpora]))
     sources: tuple[SourceConfig | None, ...] = config.sources or (None,)
+    corpora = []
+    for number, source in enumerate(sources):
+        data, index = (_contents([marks[number][file] for _, marks in seen]) for file in (0, 1))
+        split = config.split if source is None or source.split is None else source.split
+        name = None if source is None else source.label
+        corpora.append({"name": name, "split": list(split), "data": data, "index": index})
     return {
         "sequence_length": sequence_length,
         "seed": seed if config.seed is None else config.seed,
         "separate_documents": config.separate_documents,
-        "tokenizer": tokenizer,
-        "corpora": [
-            {
-                "name": None if source is None else source.label,
-                "split": list(config.split if source is None or source.split is None else source.split),
-                **_contents(prefix, comm),
-            }
-            for prefix, source in zip(prepared.corpora, sources, strict=True)
-        ],
+        "tokenizer": seen[0][0],
+        "corpora": corpora,
         "phases": _phases(config, sequence_length, global_batch_size),
     }
 
 
-def _contents(prefix: Path, comm: Comm) -> dict[str, Any]:
+def _tokenizer(prepared: PreparedData) -> str:
+    if prepared.tokenizer is not None:
+        return sha256_of(prepared.tokenizer)
+    manifest = read_manifest(prepared.corpora[0])
+    return "" if manifest is None else manifest.tokenizer_sha256
+
+
+_Mark = tuple[str, list[str]]
+
+
+def _marks(prefix: Path, share: slice) -> list[_Mark]:
+    # Of each file: its checksum where a manifest has it, else its size and a share of its probes.
     manifest = read_manifest(prefix)
     if manifest is not None:
-        return {"data": manifest.data.checksum, "index": manifest.index.checksum}
-    return {"data": _sampled(data_path(prefix), comm), "index": _sampled(index_path(prefix), comm)}
+        return [(contents.checksum, []) for _, contents in manifest.files(prefix)]
+    return [(str(path.stat().st_size), probe_share(path, share)) for path in (data_path(prefix), index_path(prefix))]
 
 
-def _sampled(path: Path, comm: Comm) -> str:
-    found = probes(path, comm)
-    return hashlib.sha256(f"{path.stat().st_size} {' '.join(found)}".encode()).hexdigest()
+def _contents(marks: list[_Mark]) -> str:
+    probes = joined(found for _, found in marks)
+    return hashlib.sha256(" ".join([marks[0][0], *probes]).encode()).hexdigest() if probes else marks[0][0]
 
 
 def _phases(config: DataConfig, sequence_length: int, global_batch_size: int) -> list[dict[str, Any]]:

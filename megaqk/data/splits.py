@@ -13,19 +13,13 @@ from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.pattern import whole_weights
 from megaqk.errors import UserError
 
-NAMES = ("train", "valid", "test")
-
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of the data; None is a part that data.split gives nothing, or a test part without a sample.
+    """What a run reads. The third part of data.split is nobody's: it is left for tests of what was trained."""
 
-    Training is shuffled, differently in each epoch; in the others positions [0, num_samples) are all, in file order.
-    """
-
-    train: Dataset
-    valid: Dataset | None
-    test: Dataset | None
+    train: Dataset  # shuffled, differently in each epoch
+    valid: Dataset | None  # positions [0, num_samples) are all of it, in file order; None where it is given nothing
 
 
 def document_bounds(num_documents: int, split: Sequence[float]) -> list[int]:
@@ -44,45 +38,30 @@ def open_splits(
 ) -> Splits:
     """Open the samples of prepared corpora; they are memory-mapped, so this costs no memory of their size.
 
-    Of a blend, validation and test have the proportions of the start of the run and are as long as no source repeats;
-    sources without such a part are left out. data.seed goes before `seed`, and `global_batch_size` is what phases that
-    start at a step are counted in.
+    Of a blend, validation has the proportions of the start of the run and is as long as no source repeats; sources
+    without such a part are left out. data.seed goes before `seed`, and `global_batch_size` is what phases that start
+    at a step are counted in.
 
     Raises:
         UserError: A corpus is malformed, or training or validation is asked for and too small for one sample.
     """
     order = ("train", seed if config.seed is None else config.seed)
-    vocab_size = prepared.vocab_size
     if config.sources is None:
-        cut = _Cut("data.split", config.split, "", sequence_length)
-        train, valid, test = cut.open(prepared.corpora[0], order, vocab_size)
-        if train is None:
-            raise UserError(f"{cut.key} = {list(cut.split)}: the first fraction, for training, must be above 0")
-        return Splits(train, valid, test)
+        cut = _Cut("data.split", config.split, "", sequence_length, prepared.vocab_size)
+        return Splits(*cut.open(prepared.corpora[0], order))
     phases = resolve_phases(config.sources, config.phases, sequence_length, global_batch_size)
-    by_source: list[_Parts] = []
-    for number, (prefix, source) in enumerate(zip(prepared.corpora, config.sources, strict=True)):
-        if not any(phase.weights[number] for phase in phases):
-            by_source.append((None, None, None))
-            continue
-        own = source.split is not None
-        key, split = f"data.sources[{number}].split" if own else "data.split", source.split or config.split
-        cut = _Cut(key, split, f" of source {source.label}", sequence_length)
+    used = [number for number in range(len(config.sources)) if any(phase.weights[number] for phase in phases)]
+    parts = []
+    for number in used:
+        source = config.sources[number]
+        key = "data.split" if source.split is None else f"data.sources[{number}].split"
+        whose, split = f" of source {source.label}", source.split or config.split
+        cut = _Cut(key, split, whose, sequence_length, prepared.vocab_size)
         # By name: adding or removing a source leaves the order inside the others as it was.
-        parts = cut.open(prefix, (*order, source.label), vocab_size)
-        if parts[0] is None:
-            raise UserError(f"{key} = {list(split)}: source {source.label} has a weight, but nothing for training")
-        by_source.append(parts)
-    kept = [(train, number) for number, (train, _, _) in enumerate(by_source) if train is not None]
-    train_phases = [Phase(one.start, tuple(one.weights[number] for _, number in kept)) for one in phases]
-    return Splits(
-        BlendedDataset([train for train, _ in kept], train_phases),
-        _held_out([valid for _, valid, _ in by_source], phases[0].weights),
-        _held_out([test for _, _, test in by_source], phases[0].weights),
-    )
-
-
-_Parts = tuple[PackedDataset | None, PackedDataset | None, PackedDataset | None]
+        parts.append(cut.open(prepared.corpora[number], (*order, source.label)))
+    phases = [Phase(phase.start, tuple(phase.weights[number] for number in used)) for phase in phases]
+    train = BlendedDataset([train for train, _ in parts], phases)
+    return Splits(train, _validation([valid for _, valid in parts], phases[0].weights))
 
 
 @dataclass(frozen=True)
@@ -93,37 +72,28 @@ class _Cut:
     split: Sequence[float]
     whose: str
     sequence_length: int
+    vocab_size: int
 
-    def open(self, prefix: Path, shuffle_key: tuple[int | str, ...], vocab_size: int) -> _Parts:
+    def open(self, prefix: Path, shuffle_key: tuple[int | str, ...]) -> tuple[PackedDataset, PackedDataset | None]:
+        if not self.split[0]:
+            raise UserError(f"{self.key} = {list(self.split)}: train{self.whose}, the first, must be above 0")
         # `prepare` has checked the whole of it, once for all ranks.
         corpus = IndexedCorpus(prefix, trusted=True)
-        bounds = itertools.pairwise(document_bounds(corpus.num_documents, self.split))
-        parts: list[PackedDataset | None] = []
-        for name, fraction, (first, last) in zip(NAMES, self.split, bounds, strict=True):
-            begin, end = corpus.start_of(first), corpus.start_of(last)
-            enough = samples_in(end - begin, self.sequence_length) > 0
-            # No run reads the test part: a corpus of a few documents must not fail for want of one.
-            if fraction == 0 or (name == "test" and not enough):
-                parts.append(None)
-                continue
-            if not enough:
-                raise UserError(
-                    f"{self.key} = {list(self.split)}: {name}{self.whose} gets {last - first} of "
-                    f"{corpus.num_documents} documents with {end - begin} tokens, a sample takes "
-                    f"training.sequence_length + 1 = {self.sequence_length + 1}; {self._remedy(corpus)}"
-                )
-            parts.append(
-                PackedDataset(
-                    corpus,
-                    begin,
-                    end,
-                    sequence_length=self.sequence_length,
-                    shuffle_key=shuffle_key if name == "train" else None,
-                    vocab_size=vocab_size,
-                )
+        train = self._part(corpus, 0, shuffle_key)
+        return train, self._part(corpus, 1, None) if self.split[1] else None
+
+    def _part(self, corpus: IndexedCorpus, number: int, shuffle_key: tuple[int | str, ...] | None) -> PackedDataset:
+        first, last = document_bounds(corpus.num_documents, self.split)[number : number + 2]
+        begin, end, length = corpus.start_of(first), corpus.start_of(last), self.sequence_length
+        if not samples_in(end - begin, length):
+            raise UserError(
+                f"{self.key} = {list(self.split)}: {('train', 'valid')[number]}{self.whose} gets {last - first} of "
+                f"{corpus.num_documents} documents with {end - begin} tokens, a sample takes "
+                f"training.sequence_length + 1 = {length + 1}; {self._remedy(corpus)}"
             )
-        train, valid, test = parts
-        return train, valid, test
+        return PackedDataset(
+            corpus, begin, end, sequence_length=length, shuffle_key=shuffle_key, vocab_size=self.vocab_size
+        )
 
     def _remedy(self, corpus: IndexedCorpus) -> str:
         found, override = [], self.key.replace("[", ".").replace("]", "")
@@ -139,7 +109,7 @@ class _Cut:
         return ", ".join(found)
 
 
-def _held_out(datasets: Sequence[PackedDataset | None], weights: Sequence[float]) -> Dataset | None:
+def _validation(datasets: Sequence[PackedDataset | None], weights: Sequence[float]) -> Dataset | None:
     kept = [(one, weight) for one, weight in zip(datasets, weights, strict=True) if one is not None and weight]
     if not kept:
         return None

@@ -8,8 +8,9 @@ import numpy as np
 from megaqk.data.checksum import ALL, measured, probe_share
 from megaqk.data.indexed import IndexedCorpus, data_path
 from megaqk.data.manifest import Manifest, manifest_path
+from megaqk.data.tokenizer import Tokenizer
 from megaqk.errors import UserError
-from megaqk.runtime.files import os_errors_named
+from megaqk.runtime.files import os_errors_named, sha256_of
 
 _BLOCK = 1 << 24
 _TOKEN_BLOCKS = 1024
@@ -50,6 +51,15 @@ def damaged_file(prefix: Path, manifest: Manifest) -> Path | None:
         if measured(path, threads=os.cpu_count() or 1).checksum != contents.checksum:
             return path
     return None
+
+
+def check_tokenizer(prefix: Path, manifest: Manifest, tokenizer: Tokenizer, key: str) -> None:
+    """Raise a `UserError` where the tokenizer, which the user gave as `key`, is not the one that made the corpus."""
+    if manifest.tokenizer_sha256 != sha256_of(tokenizer.path):
+        raise UserError(
+            f"{key} = {tokenizer.path}: must be the {manifest.tokenizer} that made {prefix}, its checksum differs from "
+            "the manifest's"
+        )
 
 
 def check_counts(corpus: IndexedCorpus, manifest: Manifest) -> None:

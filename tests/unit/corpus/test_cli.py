@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from megaqk.corpus.cli import add_commands
-from megaqk.corpus.inspection import check_tokens, first_documents
+from megaqk.corpus.inspection import first_documents
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import manifest_path
 from megaqk.data.tokenizer import load_tokenizer
+from megaqk.data.verification import check_tokens
 from megaqk.errors import UserError
 from tests.corpora import write_corpus
 

@@ -79,7 +79,6 @@ def test_phases_change_the_weights_where_they_say_and_lose_nothing(prepared: Pre
 
 def test_held_out_parts_repeat_no_source(prepared: PreparedData) -> None:
     splits = open_splits(prepared, config(split=[0.5, 0.5, 0]), sequence_length=LENGTH, seed=3)
-    assert splits.test is None
     assert splits.valid is not None
     samples = splits.valid.read(np.arange(splits.valid.num_samples))
     assert len(np.unique(samples[:, 0])) == len(samples) == splits.valid.num_samples
@@ -120,7 +119,7 @@ def test_impossible_blends_are_refused(prepared: PreparedData) -> None:
         match=r"^data.phases\[1\].start_tokens = 8: is sample 2, must come after .*sample 72",
     ):
         opened(prepared, config(disordered))
-    with pytest.raises(UserError, match=r"^data.split = \[0.0, 1.0, 0.0\]: source a has a weight, but nothing for"):
+    with pytest.raises(UserError, match=r"^data.split = \[0.0, 1.0, 0.0\]: train of source a, the first, must be"):
         opened(prepared, config(split=[0, 1, 0]))
 
 

@@ -11,7 +11,9 @@ from megaqk.data.existing import PreparedData
 from megaqk.data.identity import check_data_identity, data_identity
 from megaqk.data.manifest import Manifest, write_manifest
 from megaqk.errors import UserError
+from megaqk.runtime.agreement import Solo
 from tests.corpora import write_corpus
+from tests.unit.corpus.building import on_threads
 
 LENGTH = 4
 BASE: dict[str, Any] = {
@@ -30,13 +32,25 @@ def prepared(tmp_path: Path) -> PreparedData:
 
 
 def made(
-    prepared: PreparedData, *, batch: int = 8, run_seed: int = 1, length: int = LENGTH, **keys: object
+    prepared: PreparedData,
+    *,
+    batch: int = 8,
+    run_seed: int = 1,
+    length: int = LENGTH,
+    comm: Any = Solo(),
+    **keys: object,
 ) -> dict[str, Any]:
-    found = data_identity(
-        prepared, DataConfig(**{**BASE, **keys}), seed=run_seed, global_batch_size=batch, sequence_length=length
-    )
+    config = DataConfig(**{**BASE, **keys})
+    sizes = {"global_batch_size": batch, "sequence_length": length}
+    found = data_identity(prepared, config, seed=run_seed, comm=comm, **sizes)
     assert json.loads(json.dumps(found)) == found
     return found
+
+
+def test_any_number_of_ranks_finds_the_same(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaqk.data.checksum.PROBE_BYTES", 16)
+    monkeypatch.setattr("megaqk.data.checksum.MAX_PROBES", 7)
+    assert on_threads(3, lambda comm: made(prepared, comm=comm)) == [made(prepared)] * 3
 
 
 def with_phases(*phases: dict[str, object]) -> dict[str, object]:

@@ -32,7 +32,7 @@ def test_bounds_round_to_the_nearest_document() -> None:
 
 def test_parts_hold_whole_documents_and_do_not_overlap(prepared: PreparedData) -> None:
     splits = open_splits(prepared, config(split=[0.8, 0.1, 0.1]), sequence_length=9, seed=0)
-    for part, documents in ((splits.train, range(80)), (splits.valid, range(80, 90)), (splits.test, range(90, 100))):
+    for part, documents in ((splits.train, range(80)), (splits.valid, range(80, 90))):
         assert part is not None
         tokens = np.concatenate(list(part.token_blocks()))
         assert tokens.tolist() == [i for i in documents for _ in range(10)]
@@ -55,7 +55,6 @@ def test_the_seed_decides_the_training_order(prepared: PreparedData) -> None:
 def test_a_part_without_a_share_is_absent(prepared: PreparedData) -> None:
     splits = open_splits(prepared, config(split=[1, 0, 0]), sequence_length=9, seed=0)
     assert splits.valid is None
-    assert splits.test is None
     assert splits.train.num_samples == 111
 
 
@@ -74,13 +73,11 @@ def test_a_folder_of_six_files_trains_without_a_test_part(tmp_path: Path) -> Non
     splits = open_splits(few(tmp_path, [700] * 6), config(), sequence_length=128, seed=0)
     assert splits.valid is not None
     assert np.unique(splits.valid.read(np.arange(splits.valid.num_samples))).tolist() == [5]
-    assert splits.test is None
 
 
 def test_a_test_part_too_small_for_a_sample_is_absent(prepared: PreparedData) -> None:
     splits = open_splits(prepared, config(split=[0.9, 0.09, 0.01]), sequence_length=20, seed=0)
     assert splits.valid is not None
-    assert splits.test is None
 
 
 @pytest.mark.parametrize(
