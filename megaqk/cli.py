@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from megaqk import __version__
 from megaqk.check import add_check_command
-from megaqk.corpus.cli import add_commands as add_data_commands
+from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, user_error
 from megaqk.runtime.launch import read_launch
 from megaqk.training.command import add_pretrain_command

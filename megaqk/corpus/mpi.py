@@ -1,14 +1,12 @@
 """The ranks of an MPI launcher, which divide a preparation."""
 
-import os
 from typing import Any, TypeVar
 
 from megaqk.errors import UserError
 from megaqk.runtime.agreement import Comm, Solo
+from megaqk.runtime.launch import started_by_mpi
 
 _T = TypeVar("_T")
-# What the common launchers tell each process about how many there are.
-_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class Mpi:
@@ -36,5 +34,4 @@ class Mpi:
 
 def find_comm(*, mpi: bool) -> Comm:
     """Return the MPI world where asked for or where an MPI launcher started several processes, else `Solo`."""
-    launched = any(os.environ.get(name, "") not in ("", "0", "1") for name in _SIZE_VARIABLES)
-    return Mpi() if mpi or launched else Solo()
+    return Mpi() if mpi or started_by_mpi() else Solo()

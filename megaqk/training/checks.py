@@ -49,27 +49,28 @@ def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
         UserError: The data is missing, damaged or too small, or the model does not fit it: on all ranks.
     """
     prepared, splits = open_data(config, comm)
-    training, own = config.training, list[RunInputs]()
+    training, own = config.training, list[tuple[Vocabulary, int]]()
 
-    def rest() -> None:
-        own.append(
-            RunInputs(
-                prepared=prepared,
-                splits=splits,
-                vocabulary=vocabulary_of(config, prepared.vocab_size),
-                identity=data_identity(
-                    prepared,
-                    config.data,
-                    seed=training.seed,
-                    global_batch_size=training.global_batch_size,
-                    sequence_length=training.sequence_length,
-                ),
-                evaluation_micro_batches=_evaluation_micro_batches(config, world, splits),
-            )
-        )
+    def fit() -> None:
+        own.append((vocabulary_of(config, prepared.vocab_size), _evaluation_micro_batches(config, world, splits)))
 
-    agreed(comm, rest)
-    return own[0]
+    agreed(comm, fit)
+    vocabulary, evaluation_micro_batches = own[0]
+    identity = data_identity(
+        prepared,
+        config.data,
+        seed=training.seed,
+        global_batch_size=training.global_batch_size,
+        sequence_length=training.sequence_length,
+        comm=comm,
+    )
+    return RunInputs(
+        prepared=prepared,
+        splits=splits,
+        vocabulary=vocabulary,
+        identity=identity,
+        evaluation_micro_batches=evaluation_micro_batches,
+    )
 
 
 def _evaluation_micro_batches(config: Config, world: World, splits: Splits) -> int:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (pip instal
 
 COMMAND = """
 import argparse, sys
-from megaqk.corpus.cli import add_commands
+from megaqk.corpus.arguments import add_commands
 from megaqk.errors import UserError
 parser = argparse.ArgumentParser()
 add_commands(parser.add_subparsers(required=True))

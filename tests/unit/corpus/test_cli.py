@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaqk.corpus.cli import add_commands
+from megaqk.corpus.arguments import add_commands
 from megaqk.corpus.inspection import first_documents
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import manifest_path
