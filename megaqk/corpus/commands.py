@@ -1,4 +1,4 @@
-"""The `megaqk tokenizer` and `megaqk data` commands; their arguments are in `cli`."""
+"""The `megaqk tokenizer` and `megaqk data` commands; their arguments are in `arguments`."""
 
 import argparse
 import sys

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import commands
-from tests.harness import run_distributed, run_torchrun
+from tests.harness import run_distributed
 
 LIMIT = 100
 STEPS = 10
@@ -86,22 +86,3 @@ def test_fp16_without_cuda_is_refused(
     [said] = [line for line in capfd.readouterr().out.splitlines() if line.startswith("megaqk: ")]
     assert "training.precision = fp16" in said
     assert "bf16" in said
-
-
-def test_a_stale_lock_of_an_extension_build_does_not_stall_a_start(
-    tmp_path: Path, write_config: Callable[..., Path]
-) -> None:
-    from megaqk.runtime import extensions
-
-    assert extensions.ensure_cpu_extensions()
-    folder = tmp_path / "extensions"
-    # What torch's builder waits for without end, and what a killed build of ours leaves.
-    for build in (folder / "deepspeed_shm_comm", folder / "build-deepspeed_shm_comm-dead" / "deepspeed_shm_comm"):
-        build.mkdir(parents=True)
-        (build / "lock").touch()
-    [compiled, *_] = [path for place in extensions._search_path() for path in place.glob("deepspeed_shm_comm-*.so")]
-    shutil.copy(compiled, folder / compiled.name)
-    (folder / compiled.with_suffix(".lock").name).touch()
-    config = write_config(tmp_path, training={"steps": 2})
-    run_torchrun(["-m", "megaqk", "pretrain", str(config)], 2, timeout=LIMIT, env={"TORCH_EXTENSIONS_DIR": str(folder)})
-    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
