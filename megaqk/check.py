@@ -9,11 +9,7 @@ from megaqk.runtime.launch import Launch
 
 
 def add_check_command(subparsers: Any) -> None:
-    """Add the command to the `megaqk` parser.
-
-    Args:
-        subparsers: What `argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Add the command to what `argparse.ArgumentParser.add_subparsers` returned."""
     parser = subparsers.add_parser(
         "check",
         help="check a configuration offline and show the resolved plan",
@@ -33,17 +29,7 @@ def add_check_command(subparsers: Any) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Run the command.
-
-    Args:
-        arguments: `config`, `overrides` and `world_size`.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        UserError: Where the configuration is refused.
-    """
+    """Run the command; exit status 0, or a `UserError` where the configuration or its data is refused."""
     config = load_config(arguments.config, arguments.overrides)
     world = World(config, Launch(world_size=arguments.world_size))
     # Only now, since the model's modules import torch: a refusal of the configuration is immediate.

@@ -21,8 +21,5 @@ def refusal(key: str, value: object, allowed: str) -> ValueError:
         key: Dotted key, relative to the section whose validator raises; `loading` puts the section in front.
         value: The refused value.
         allowed: What would have been accepted, for example `must be even`.
-
-    Returns:
-        A ValueError to raise, whose message is one line `key = value: allowed`.
     """
     return ValueError(f"{key} = {show(value)}: {allowed}")

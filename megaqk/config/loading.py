@@ -67,14 +67,7 @@ def build_config(raw: dict[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Write out a configuration with every default resolved.
-
-    Args:
-        config: What to write.
-
-    Returns:
-        YAML that `load_config` reads back to an equal configuration.
-    """
+    """Write out a configuration with every default resolved, as YAML that `load_config` reads back to an equal one."""
     raw = config.model_dump(mode="json")
     timing = raw["qk_timing"]
     if timing["rules"]:

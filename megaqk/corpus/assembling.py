@@ -20,8 +20,6 @@ from megaqk.data.verification import sizes_match
 from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named
 
-_BLOCK = 1 << 20
-
 
 class Piece(NamedTuple):
     """Documents [first, last) of a corpus, and the corpus' manifest."""
@@ -139,24 +137,12 @@ def _is_there(prefix: Path, piece: Piece, note: dict[str, Any]) -> bool:
         manifest = read_manifest(prefix)
         if manifest is not None:
             return manifest.source == note and sizes_match(prefix, manifest)
-        return piece.manifest is None and _same_documents(IndexedCorpus(prefix), piece)
+        made, (lengths, documents) = IndexedCorpus(prefix), piece.sequences()
+        return (
+            piece.manifest is None
+            and np.array_equal(made.lengths, lengths)
+            and np.array_equal(made.documents, documents - documents[0])
+            and np.array_equal(made.tokens, piece.tokens)
+        )
     except UserError:
         return False
-
-
-def _same_documents(corpus: IndexedCorpus, piece: Piece) -> bool:
-    lengths, documents = piece.sequences()
-    return (
-        corpus.dtype == piece.corpus.dtype
-        and _equal(corpus.lengths, lengths)
-        and _equal(corpus.documents, documents, above=int(documents[0]))
-        and _equal(corpus.tokens, piece.tokens)
-    )
-
-
-def _equal(first: npt.NDArray[Any], second: npt.NDArray[Any], *, above: int = 0) -> bool:
-    # In blocks: both are mapped files of any size.
-    return len(first) == len(second) and all(
-        np.array_equal(first[begin : begin + _BLOCK] + above, second[begin : begin + _BLOCK])
-        for begin in range(0, len(first), _BLOCK)
-    )

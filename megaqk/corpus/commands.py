@@ -9,7 +9,7 @@ from pathlib import Path
 from megaqk.corpus import assembling, inspection
 from megaqk.corpus.build import build_corpus
 from megaqk.corpus.encoding import Recipe, available_cores
-from megaqk.corpus.mpi import find_comm
+from megaqk.corpus.mpi import Mpi, find_comm
 from megaqk.corpus.prepare import BUILTIN, builtin_file
 from megaqk.corpus.shards import iterate_texts
 from megaqk.corpus.sources import Source, find_sources
@@ -79,7 +79,8 @@ def prepare_corpus(arguments: argparse.Namespace) -> int:
         # The others would wait forever for a rank that a defect of ours has ended.
         traceback.print_exc()
         sys.stderr.flush()
-        comm.abort()
+        if isinstance(comm, Mpi):
+            comm.abort()
         raise
     if comm.rank == 0:
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.skipped.items()))

@@ -21,16 +21,7 @@ class Vocabulary:
 
 
 def padded_vocab_size(size: int, multiple: int, tensor: int) -> int:
-    """Rows of the embedding for a tokenizer.
-
-    Args:
-        size: Tokens that the tokenizer knows.
-        multiple: `model.vocab_multiple_of`.
-        tensor: Tensor-parallel ranks, which must divide the rows.
-
-    Returns:
-        The smallest multiple of lcm(multiple, tensor) that is not below `size`.
-    """
+    """The smallest multiple of lcm(multiple, tensor) that is not below `size`: every rank gets as many rows."""
     step = lcm(multiple, tensor)
     return -(-size // step) * step
 

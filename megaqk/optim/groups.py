@@ -1,15 +1,15 @@
 """The plan of optimizer groups: which parameters share a learning rate and a decay, under which name."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from megaqk.config.model import Projection
 from megaqk.config.qk_timing import TimingRule
 from megaqk.config.root import Config
 from megaqk.errors import UserError
 from megaqk.model.parameters import ParameterInfo
 from megaqk.optim.multipliers import Constant, Multiplier
-from megaqk.optim.naming import rule_name
 from megaqk.optim.optimizers import ADAMW, OptimizerOwner
 from megaqk.optim.timing import Clock, Timing, depth_factors
 
@@ -70,7 +70,7 @@ def plan_groups(
             if not any(parameter.role.projection == projection for parameter in hit):
                 raise UserError(_no_match(config, index, projection))
         claimed.update(parameter.name for parameter in hit)
-        name = rule_name((parameter.role.projection for parameter in hit), layers, num_layers)
+        name = _rule_name((parameter.role.projection for parameter in hit), layers, num_layers)
         if config.qk_timing.rules:
             name = f"rule{index}.{name}"
         if rule.depth_profile == "uniform":
@@ -113,6 +113,30 @@ def _split(
         for (optimizer, decay), part in parts.items()
         if part
     ]
+
+
+def _rule_name(projections: Iterable[Projection], layers: Sequence[int], num_layers: int) -> str:
+    """A readable name of what a rule acts on, such as `upper_qk` or `all_value_output`.
+
+    Args:
+        projections: What it acts on, in the order of the model; may repeat.
+        layers: The layers it selects, ascending.
+        num_layers: Blocks of the whole model.
+
+    Returns:
+        Where and what: `all`, `upper` (to the last layer), `lower` (from the first), `middle` or `some` (with gaps),
+        and the projections, query and key as `qk`.
+    """
+    ordered = list(dict.fromkeys(projections))
+    what = "_".join(ordered).replace("query_key", "qk")
+    if ordered == ["embedding"]:
+        return what
+    first, end = layers[0], layers[-1] + 1
+    if len(layers) != end - first:
+        return f"some_{what}"
+    if end == num_layers:
+        return f"{'upper' if first else 'all'}_{what}"
+    return f"{'middle' if first else 'lower'}_{what}"
 
 
 def groups_missing_on(groups: Sequence[ParameterGroup], local_names: Collection[str]) -> list[str]:

@@ -35,7 +35,7 @@ def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     if schedule.kind == "constant":
         return 1.0
     if schedule.kind == "wsd":
-        length = decay_steps(schedule, total_steps)
+        length = schedule.decay_steps or min(max(1, total_steps // 10), total_steps - warmup)
         shape = schedule.decay_shape
     else:
         length = total_steps - warmup
@@ -45,13 +45,6 @@ def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     remaining = _remaining(shape, min(1.0, max(0.0, progress)))
     # In this form both ends are exact.
     return remaining + schedule.min_lr_ratio * (1.0 - remaining)
-
-
-def decay_steps(schedule: ScheduleConfig, total_steps: int) -> int:
-    """Length of the final decay of a wsd schedule, in steps."""
-    if schedule.decay_steps is not None:
-        return schedule.decay_steps
-    return min(max(1, total_steps // 10), total_steps - schedule.warmup_steps)
 
 
 def _remaining(shape: str, progress: float) -> float:

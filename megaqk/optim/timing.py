@@ -39,12 +39,7 @@ class Clock:
         return step
 
     def first_step(self, unit: str, value: float) -> int:
-        """The first step at or after a position, for display.
-
-        Args:
-            unit: Unit of `value`.
-            value: A position.
-        """
+        """The first step at or after a position in a unit, for display."""
         scale = {"fraction": self.total_steps, "tokens": 1 / self.tokens_per_step}.get(unit, 1)
         step = max(0, math.floor(value * scale) - 1)
         while self.position(unit, step) < value:
@@ -102,14 +97,7 @@ def depth_factors(rule: TimingRule, layers: Sequence[int]) -> dict[int, float]:
     - linear: 1 - (1 - a) (i + 1) / n.
     - geometric: a ** ((i + 1) / n).
 
-    The deepest selected layer is held at exactly a.
-
-    Args:
-        rule: The rule.
-        layers: The selected layers, in any order.
-
-    Returns:
-        The held value for each layer, by ascending depth.
+    The deepest selected layer is held at exactly a. Returned by ascending depth, whatever the order of `layers`.
     """
     ordered, a = sorted(layers), rule.multiplier
     count = len(ordered)

@@ -43,7 +43,7 @@ class World:
         rank: This process, in [0, size).
         size: Number of processes.
         local_size: Number of them on this machine.
-        sizes: Ranks on each axis.
+        sizes: Ranks on each axis; also by name as `pipeline`, `data` and `tensor`.
         coordinate: Place of this process.
         micro_batches: Forward and backward passes of one replica in one optimizer step.
         layers_per_stage: For each pipeline stage its blocks as (first, last + 1), by global depth.
@@ -84,25 +84,11 @@ class World:
         self.launch = launch
         self.rank, self.size, self.local_size = launch.rank, launch.world_size, launch.local_size
         self.sizes = Coordinate(parallel.pipeline, data, parallel.tensor)
+        self.pipeline, self.data, self.tensor = self.sizes
         self.coordinate = self.coordinate_of(launch.rank)
         self.micro_batches = training.global_batch_size // samples
         self.layers_per_stage = split_layers(config.model.num_layers, parallel.pipeline, parallel.layers_per_stage)
         self._sequence = parallel.sequence
-
-    @property
-    def pipeline(self) -> int:
-        """Pipeline stages."""
-        return self.sizes.pipeline
-
-    @property
-    def data(self) -> int:
-        """Data-parallel replicas."""
-        return self.sizes.data
-
-    @property
-    def tensor(self) -> int:
-        """Tensor-parallel ranks."""
-        return self.sizes.tensor
 
     @property
     def bubble_fraction(self) -> float:
@@ -119,16 +105,12 @@ class World:
         pipeline, data = divmod(outer, self.sizes.data)
         return Coordinate(pipeline, data, tensor)
 
-    def describe(self) -> str:
-        """The axes in words."""
-        return f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}"
-
     def connect(self) -> "World":
         """Join the other processes and make every group; every rank must call it."""
         import torch.distributed as dist
 
         from megaqk.runtime.device import start_process_group
-        from megaqk.runtime.quiet import quiet
+        from megaqk.runtime.logs import quiet
 
         self.device = start_process_group(self.launch)
         from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
@@ -160,9 +142,6 @@ class World:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value, group=self._objects)
         return gathered
-
-    def abort(self) -> None:
-        """Nothing: a rank that fails tells the others through `FailTogether`."""
 
     def agreed(self, action: Callable[[], _T]) -> list[_T]:
         """Run an action on every rank, and give every rank all results or the first failure; see `agreement.agreed`.

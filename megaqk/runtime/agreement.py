@@ -31,9 +31,6 @@ class Comm(Protocol):
     def allgather(self, value: _T) -> list[_T]:
         """Return every rank's value, in rank order, on every rank."""
 
-    def abort(self) -> None:
-        """End all ranks; called when this one cannot go on and the others would wait for it."""
-
 
 class Solo:
     """One process."""
@@ -45,9 +42,6 @@ class Solo:
     def allgather(self, value: _T) -> list[_T]:
         """Return the only value."""
         return [value]
-
-    def abort(self) -> None:
-        """Do nothing: nobody waits."""
 
 
 @dataclass(frozen=True)

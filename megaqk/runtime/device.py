@@ -6,14 +6,7 @@ import torch
 import torch.distributed as dist
 
 from megaqk.runtime.launch import Launch
-from megaqk.runtime.quiet import quiet
-
-
-def missing_here(precision: str) -> str | None:
-    """What this machine lacks for a precision, in words; None where it has everything."""
-    if precision == "fp16" and not torch.cuda.is_available():
-        return "training.precision = fp16: needs a CUDA device; use bf16 or fp32 on a CPU"
-    return None
+from megaqk.runtime.logs import quiet
 
 
 def choose_device(local_rank: int = 0) -> torch.device:

@@ -1,7 +1,11 @@
-"""The standard logger `megaqk` by rank: the first rank's on the terminal, every rank's in a file of its own."""
+"""The standard logger `megaqk` by rank: the first rank's on the terminal, every rank's in a file; and less noise."""
 
+import io
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tqdm import tqdm
@@ -51,3 +55,13 @@ def stop_logging() -> None:
         handler.close()
     logger.handlers = []
     logger.propagate = True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow standard output, unless MEGAQK_VERBOSE is set. Errors and warnings go to standard error as ever."""
+    if os.environ.get("MEGAQK_VERBOSE"):
+        yield
+        return
+    with redirect_stdout(io.StringIO()):
+        yield

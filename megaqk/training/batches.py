@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from megaqk.data.dataset import Dataset
-from megaqk.data.packing import document_layout
 from megaqk.model.batch import Stream, plain_positions
 from megaqk.parallel.vocabulary import IGNORE_INDEX
 
@@ -55,7 +54,25 @@ class RankBatches:
         if self._separate_at is None:
             tokens = torch.from_numpy(inputs)
             return (tokens, plain_positions(tokens)), torch.from_numpy(labels)
-        layout = document_layout(inputs, self._separate_at)
+        positions, scored = document_layout(inputs, self._separate_at)
         # Not in place: inputs and labels may be views of the same samples.
-        labels = np.where(layout.loss_mask, labels, IGNORE_INDEX)
-        return (torch.from_numpy(inputs), torch.from_numpy(layout.positions)), torch.from_numpy(labels)
+        labels = np.where(scored, labels, IGNORE_INDEX)
+        return (torch.from_numpy(inputs), torch.from_numpy(positions)), torch.from_numpy(labels)
+
+
+def document_layout(inputs: npt.NDArray[np.int64], eod_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where the documents lie in packed inputs (B, S): read off the tokens, as each ends with its end of document.
+
+    Running each document apart gives the same hidden states and losses as running the batch with these positions,
+    attention within documents only, and the loss only of the labels that count.
+
+    Returns:
+        The place of each token in its document (B, S), counted from the row's start in what a row begins within; and
+        whether its label counts (B, S), which that of the last token of a document does not: nothing announces it.
+    """
+    ends = inputs == eod_id
+    starts = np.zeros_like(ends)
+    starts[:, 1:] = ends[:, :-1]
+    index = np.arange(inputs.shape[1], dtype=np.int64)
+    begun = np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    return index - begun, ~ends

@@ -16,7 +16,7 @@ from megaqk.data.identity import check_data_identity
 from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.world import World
 from megaqk.runtime.files import sha256_of
-from megaqk.runtime.quiet import quiet
+from megaqk.runtime.logs import quiet
 from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.progress import Progress

@@ -15,7 +15,6 @@ from megaqk.model.vocab_size import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
 from megaqk.parallel.world import World
 from megaqk.runtime.agreement import Comm, agreed
-from megaqk.runtime.device import missing_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,9 @@ def _evaluation_micro_batches(config: Config, world: World, splits: Splits) -> i
 
 def missing(config: Config, device: torch.device) -> list[str]:
     """What a machine whose device is this lacks for a run, a line for each."""
-    lines = [] if (line := missing_here(config.training.precision)) is None else [line]
+    lines = []
+    if config.training.precision == "fp16" and device.type != "cuda":
+        lines.append("training.precision = fp16: needs a CUDA device; use bf16 or fp32 on a CPU")
     try:
         choose_implementation(config.optimizer, device)
     except UserError as error:

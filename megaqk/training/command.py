@@ -10,11 +10,7 @@ from megaqk.runtime.launch import read_launch
 
 
 def add_pretrain_command(subparsers: Any) -> None:
-    """Add the command to the `megaqk` parser.
-
-    Args:
-        subparsers: What `argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Add the command to what `argparse.ArgumentParser.add_subparsers` returned."""
     parser = subparsers.add_parser(
         "pretrain",
         help="train a configuration, resuming from its newest checkpoint",

@@ -23,7 +23,7 @@ from megaqk.optim.rates import GroupRate, Rates, apply_rates
 from megaqk.parallel.rng import DropoutRng
 from megaqk.parallel.vocabulary import IGNORE_INDEX
 from megaqk.parallel.world import World
-from megaqk.runtime.quiet import quiet
+from megaqk.runtime.logs import quiet
 from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
 from megaqk.training.local_groups import local_groups
 from megaqk.training.pipeline import StagedDecoder

@@ -161,9 +161,11 @@ class Trainer:
             with written_whole(self.run_dir / "config.yaml") as beside:
                 beside.write_text(dump_config(self.config))
         self.log.info(
-            "%.1fM parameters, %s, ZeRO-%d, %s, optimizer %s, device %s",
+            "%.1fM parameters, tensor %d x pipeline %d x data %d, ZeRO-%d, %s, optimizer %s, device %s",
             sum(info.numel for info in self.engine.inventory) / 1e6,
-            self.world.describe(),
+            self.world.tensor,
+            self.world.pipeline,
+            self.world.data,
             self.config.parallel.zero_stage,
             self.config.training.precision,
             self.engine.implementation,

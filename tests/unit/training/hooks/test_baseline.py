@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaqk.data import unigram
 from megaqk.data.blend import BlendedDataset, Phase
 from megaqk.data.dataset import Dataset, PackedDataset
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.data.unigram import unigram_perplexity
 from megaqk.errors import UserError
+from megaqk.training.hooks import baseline
+from megaqk.training.hooks.baseline import unigram_perplexity
 from tests.corpora import write_corpus
 
 
@@ -23,7 +23,7 @@ def test_perplexity_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_large_part_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unigram, "_TOKENS_COUNTED", 10_000)
+    monkeypatch.setattr(baseline, "_TOKENS_COUNTED", 10_000)
     # A tenth of the tokens is 0, then 1, and so on: whatever is not spread evenly finds another distribution.
     write_corpus(tmp_path / "c", np.dtype("<u2"), [np.repeat(np.arange(10), 40_000)])
     corpus = IndexedCorpus(tmp_path / "c")
