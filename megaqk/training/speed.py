@@ -14,7 +14,7 @@ class SpeedMeter:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Stop the clock for a block."""
+        """Stop the clock for a block; read a loss before it, or the device's unfinished steps count as aside."""
         began = time.perf_counter()
         try:
             yield

@@ -212,8 +212,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, never of a model that is lost."""
         self._checkpoint_wanted = False
+        self.finite_loss()
         with self.speed.aside():
-            self.finite_loss()
             for hook in self.hooks:
                 hook.saving(self)
             states = {type(hook).__name__: hook.state() for hook in self.hooks}
