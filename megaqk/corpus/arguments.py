@@ -30,9 +30,7 @@ def add_commands(subparsers: Any) -> None:
     _add_eod_token(prepare)
     prepare.add_argument("--output", type=Path, required=True, metavar="PREFIX")
     prepare.add_argument("--workers", type=int, help="tokenising processes (default: the cores at hand)")
-    prepare.add_argument(
-        "--mpi", action="store_true", help="take part in MPI_COMM_WORLD (found by itself under mpirun)"
-    )
+    prepare.add_argument("--mpi", action="store_true", help="take part in MPI_COMM_WORLD (found under mpirun)")
     prepare.add_argument("--overwrite", action="store_true", help="replace a corpus made from something else")
     look = _command(data, "inspect", "show a corpus and check it", "inspect_corpus")
     look.add_argument("prefix", type=Path)
@@ -44,9 +42,7 @@ def add_commands(subparsers: Any) -> None:
     merge.add_argument("prefix", type=Path, nargs="+")
     split = _command(data, "split", "cut a corpus into PREFIX-NAME for each part", "split_corpus")
     split.add_argument("prefix", type=Path)
-    split.add_argument(
-        "--part", action="append", required=True, metavar="NAME=FRACTION", help="a part of the documents; repeatable"
-    )
+    split.add_argument("--part", action="append", required=True, metavar="NAME=FRACTION", help="a part; repeatable")
     for command in (merge, split):
         command.add_argument("--output", type=Path, required=True, metavar="PREFIX")
         command.add_argument("--overwrite", action="store_true")
@@ -78,12 +74,8 @@ def _add_inputs(parser: argparse.ArgumentParser, *, optional: bool = False) -> N
     parser.add_argument("--text-unit", choices=("document", "paragraph", "line"), default="document", help="of .txt")
     parser.add_argument("--dataset-split", default="train", help="split of a saved or hub dataset")
     parser.add_argument("--dataset-configuration", help="configuration of a hub dataset")
-    parser.add_argument(
-        "--bad-documents", choices=("stop", "skip"), default="stop", help="stop at the first, or skip and count"
-    )
+    parser.add_argument("--bad-documents", choices=("stop", "skip"), default="stop", help="skip: and count them")
 
 
 def _add_eod_token(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--eod-token", help="the tokenizer's token that ends documents (default: found by the common names)"
-    )
+    parser.add_argument("--eod-token", help="the token that ends documents (default: found by the common names)")

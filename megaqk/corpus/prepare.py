@@ -168,6 +168,7 @@ def _make(config: DataConfig, sources: Sequence[Source], directory: Path) -> Non
             shutil.rmtree(directory)
             directory.mkdir()
     if given is not None:
+        load_tokenizer(given)  # by the name that the user gave it
         with written_whole(model_path) as beside, os_errors_named(given):
             beside.write_bytes(given.read_bytes())
     elif not _opens(model_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megaqk.config.data import DataConfig
 from megaqk.data.checksum import share_of
-from megaqk.data.indexed import IndexedCorpus
+from megaqk.data.indexed import IndexedCorpus, index_path
 from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.data.verification import check_counts, check_ends, check_probes, check_sizes, check_tokenizer, check_tokens
@@ -45,7 +45,8 @@ def _checked(prefixes: tuple[Path, ...], config: DataConfig, share: slice) -> Pr
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         if manifest is not None:
             check_sizes(prefix, manifest)
-        large = manifest is not None and manifest.index.size > _LARGE_INDEX_BYTES
+        probed = manifest is not None and manifest.index.probes is not None
+        large = probed and index_path(prefix).stat().st_size > _LARGE_INDEX_BYTES
         corpus = IndexedCorpus(prefix, trusted=share.start > 0 or large)
         if manifest is not None:
             check_counts(corpus, manifest)

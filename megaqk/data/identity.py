@@ -60,10 +60,12 @@ _Mark = tuple[str, list[str]]
 
 
 def _marks(prefix: Path, share: slice) -> list[_Mark]:
-    # Of each file: its checksum where a manifest has it, else its size and a share of its probes.
+    # Of each file: its checksum where a manifest has it, else its size; and a share of its probes unless the manifest
+    # has them, against which they have been held.
     manifest = read_manifest(prefix)
     if manifest is not None:
-        return [(contents.checksum, []) for _, contents in manifest.files(prefix)]
+        files = manifest.files(prefix)
+        return [(one.checksum, probe_share(path, share) if one.probes is None else []) for path, one in files]
     return [(str(path.stat().st_size), probe_share(path, share)) for path in (data_path(prefix), index_path(prefix))]
 
 

@@ -24,11 +24,7 @@ class TensorParallel:
     sequence: bool = False
 
     def share(self, total: int) -> int:
-        """The length of this rank's part of a dimension.
-
-        Raises:
-            ValueError: If the dimension does not divide evenly.
-        """
+        """The length of this rank's part of a dimension, which must divide evenly."""
         if total % self.size:
             raise ValueError(f"a dimension of {total} cannot be split over {self.size} tensor-parallel ranks")
         return total // self.size

@@ -144,14 +144,7 @@ class World:
         return gathered
 
     def agreed(self, action: Callable[[], _T]) -> list[_T]:
-        """Run an action on every rank, and give every rank all results or the first failure; see `agreement.agreed`.
-
-        Args:
-            action: What to do; it must not communicate.
-
-        Raises:
-            UserError: Some rank met it: on all ranks.
-        """
+        """Run an action on every rank, and give every rank all results or the first failure; see `agreement.agreed`."""
         return agreed(self, action)
 
     def each_does(self, action: Callable[[], _T]) -> _T:
@@ -166,15 +159,7 @@ class World:
         return results[0]  # type: ignore[return-value]  # rank 0 ran it
 
     def require_same(self, entries: Sequence[str], what: str) -> None:
-        """Stop where ranks hold different lists: other files or other versions of the code on some machine.
-
-        Args:
-            entries: The list of this rank.
-            what: What it is a list of, for the message.
-
-        Raises:
-            AgreedError: On all ranks, with the first difference.
-        """
+        """Raise an `AgreedError` with the first difference where ranks hold other lists: of `what`, for the message."""
         lists = self.allgather(list(entries))
         for rank, theirs in enumerate(lists):
             for first, other in zip_longest(lists[0], theirs, fillvalue="none"):
@@ -186,16 +171,10 @@ class World:
 
 
 def split_layers(num_layers: int, stages: int, per_stage: tuple[int, ...] | None = None) -> tuple[tuple[int, int], ...]:
-    """Blocks of each pipeline stage.
+    """The blocks of each pipeline stage as (first, last + 1).
 
-    Args:
-        num_layers: Blocks of the whole model.
-        stages: Pipeline stages.
-        per_stage: Blocks of each stage; None means evenly, the earliest stages taking one more each of a remainder,
-            since the last stage also has the head and the loss.
-
-    Returns:
-        (first, last + 1) for each stage; they follow each other and cover [0, num_layers).
+    Without `per_stage` they are split evenly, the earliest stages taking one more each of a remainder, since the last
+    stage also has the head and the loss.
     """
     if per_stage is None:
         quotient, remainder = divmod(num_layers, stages)

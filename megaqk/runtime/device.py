@@ -1,6 +1,7 @@
 """The one place that chooses devices and backends, and starts the process group."""
 
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,8 @@ def start_process_group(launch: Launch) -> torch.device:
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
+    # Several a step under ZeRO-3: names that torch has changed and DeepSpeed still calls.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # DeepSpeed asks this table whether to compile a shared-memory operator when it starts on a CPU: a minute of
     # compiling, behind a lock that outlives a killed process, for an operator that only inference calls.
     vars(deepspeed.ops)["__compatible_ops__"] = {}

@@ -55,6 +55,8 @@ def describe(error: BaseException, launch: Launch) -> Failure:
         line = f"{refusal}{f' (rank {rank})' if alone else ''}"
         return Failure(rank=rank, status=REFUSED, state=state, line=line)
     words = (str(error).strip().splitlines() or [""])[0]
+    if "gloo" in words or "NCCL" in words:
+        words = "the connection to another rank is lost"
     line = f"rank {rank} failed: {type(error).__name__}: {words}; its traceback is in logs/rank{rank}.log below run.dir"
     return Failure(rank=rank, status=FAULT, state="failed", line=line)
 
@@ -117,10 +119,12 @@ class _Channel:
             return
         if failure.rank == self._launch.rank:
             return
-        self.say(failure)
-        # The main thread ends by itself where its connections break; in a collective over NCCL it would not.
-        if not self._over.wait(GRACE_SECONDS):
-            os._exit(failure.status)
+        try:
+            self.say(failure)
+        finally:
+            # The main thread ends by itself where its connections break; in a collective over NCCL it would not.
+            if not self._over.wait(GRACE_SECONDS):
+                os._exit(failure.status)
 
     def close(self) -> None:
         """End the watch."""

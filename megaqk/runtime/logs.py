@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,6 +27,11 @@ class _TerminalHandler(logging.Handler):
         sys.stderr.flush()
 
 
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Say nothing: where a disk is full, a traceback for each line would drown the line that says so."""
+
+
 def log_file(run_dir: Path, rank: int) -> Path:
     """Where a rank logs."""
     return run_dir / "logs" / f"rank{rank}.log"
@@ -39,7 +44,7 @@ def start_logging(run_dir: Path, rank: int) -> None:
     """
     path = log_file(run_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = logging.FileHandler(path, delay=True, encoding="utf-8")
+    lines = _FileHandler(path, delay=True, encoding="utf-8")
     lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger(LOGGER)
     # Tracebacks of what ends a job go to the files alone, as debugging output.
@@ -52,7 +57,8 @@ def stop_logging() -> None:
     """Close the files."""
     logger = logging.getLogger(LOGGER)
     for handler in logger.handlers:
-        handler.close()
+        with suppress(OSError):
+            handler.close()
     logger.handlers = []
     logger.propagate = True
 

@@ -1,6 +1,7 @@
 """`run.dir`: one job at a time writes into it."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: Any = None
+        # What this start knows of the run; the file has it of the last save.
+        self.result: dict[str, Any] = {}
 
     def claim(self) -> None:
         """Make the folder, and hold it for this job until `release` or the end of the process.
@@ -37,19 +40,22 @@ class RunFolder:
 
     def write_result(self, content: dict[str, Any]) -> None:
         """Write `result.json`, whole or not at all; a number that is not finite becomes null."""
+        self.result = content
         plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
         with written_whole(self.path / RESULT_FILE) as beside:
             beside.write_text(json.dumps(plain, indent=1) + "\n")
 
     def note_failure(self, failure: Failure) -> None:
-        """Put the last words of a run into its `result.json`, which belongs to whoever holds the folder."""
-        if self._lock is None:
-            return
-        try:
-            content = json.loads((self.path / RESULT_FILE).read_text())
-        except (OSError, ValueError):  # it failed before its first step
-            content = {}
-        self.write_result({**content, "state": failure.state, "last_words": failure.line})
+        """Put the last words of a run into its `result.json`, which belongs to whoever holds the folder.
+
+        What a start was refused that never began says nothing of a run that is finished.
+        """
+        # The reason may be a disk that takes no file: what has ended the run is said all the same.
+        with suppress(OSError, ValueError, UserError):
+            path = self.path / RESULT_FILE
+            before = json.loads(path.read_text()) if path.exists() and not self.result else {}
+            if self._lock is not None and before.get("state") != "finished":
+                self.write_result({**before, **self.result, "state": failure.state, "last_words": failure.line})
 
     def release(self) -> None:
         """Let another job have the folder."""

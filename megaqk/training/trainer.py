@@ -61,7 +61,7 @@ class Hook:
         """Before a checkpoint is written: what it vouches for must be on disk."""
 
     def end(self, run: "Trainer") -> None:
-        """After the last step, when all hooks have seen it; not where a run fails."""
+        """After the last step, also where an earlier start has taken it; not where a run fails."""
 
     def close(self) -> None:
         """At the very end, whatever happened: files and displays."""
@@ -97,6 +97,7 @@ class Trainer:
         self.run_dir = folder.path
         self.folder = folder
         self.hooks = tuple(hooks)
+        assert len({type(hook).__name__ for hook in hooks}) == len(hooks), "states are kept by the name of the class"
         self.log = logging.getLogger("megaqk")
         self.inputs = open_inputs(config, world, world)
         self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
@@ -108,7 +109,6 @@ class Trainer:
         if newest:
             self._resume(newest)
         self._batches = self.batches(self.inputs.splits.train)
-        self.speed = SpeedMeter(self.progress.tokens)
         self._checkpoint_wanted = False
 
     def _resume(self, step: int) -> None:
@@ -137,15 +137,15 @@ class Trainer:
         last = self.config.training.steps
         if self.progress.step >= last:
             self.log.info(
-                "%s is already at step %d of %d: nothing to train. Give another run.dir for another run",
-                self.run_dir,
-                self.progress.step,
-                last,
+                f"{self.run_dir} is already at step {self.progress.step} of {last}: nothing to train. Give another "
+                "run.dir for another run"
             )
-            return
-        self._introduce()
-        for hook in self.hooks:
-            hook.start(self)
+        else:
+            self._introduce()
+            for hook in self.hooks:
+                hook.start(self)
+        # What the hooks did first is no time of training.
+        self.speed = SpeedMeter(self.progress.tokens)
         while self.progress.step < last:
             step = self.step()
             for hook in self.hooks:
@@ -160,16 +160,11 @@ class Trainer:
         if self.world.rank == 0:
             with written_whole(self.run_dir / "config.yaml") as beside:
                 beside.write_text(dump_config(self.config))
+        millions, world = sum(info.numel for info in self.engine.inventory) / 1e6, self.world
         self.log.info(
-            "%.1fM parameters, tensor %d x pipeline %d x data %d, ZeRO-%d, %s, optimizer %s, device %s",
-            sum(info.numel for info in self.engine.inventory) / 1e6,
-            self.world.tensor,
-            self.world.pipeline,
-            self.world.data,
-            self.config.parallel.zero_stage,
-            self.config.training.precision,
-            self.engine.implementation,
-            self.world.device.type,
+            f"{millions:.1f}M parameters, tensor {world.tensor} x pipeline {world.pipeline} x data {world.data}, "
+            f"ZeRO-{self.config.parallel.zero_stage}, {self.config.training.precision}, optimizer "
+            f"{self.engine.implementation}, device {world.device.type}"
         )
 
     def step(self) -> Step:

@@ -67,10 +67,49 @@ def test_result_json(tmp_path: Path, write_config: Callable[..., Path]) -> None:
     assert result["topology"] == {"pipeline": 1, "data": 1, "tensor": 2, "zero_stage": 1}
     assert set(result["versions"]) == {"megaqk", "torch", "deepspeed", "python"}
     assert result["seconds"] > 0
-    # It says what ended a run that failed, and keeps what was known until then.
+    # A start that is refused says nothing of a run that is finished, and one that finds nothing to do keeps it so.
+    assert run_distributed(commands.run_command, 2, [*argv, "model.num_layers=2"], init=False, timeout=100) == [2, 2]
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    (tmp_path / "run" / "result.json").write_text(json.dumps({**result, "state": "running"}))
+    assert run_distributed(commands.run_command, 2, argv, init=False, timeout=100) == [0, 0]
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [again[key] for key in ("state", "step", "loss")] == ["finished", 10, result["loss"]]
+    # It says what ended a run that failed, and where: the last record is newer than the last checkpoint.
     overrides = ["training.steps=20", "optimizer.lr=1e30", "optimizer.grad_clip=0", "checkpoint.every=0"]
     assert run_distributed(commands.run_command, 2, [*argv, *overrides], init=False, timeout=100) == [2, 2]
     failed = json.loads((tmp_path / "run" / "result.json").read_text())
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert failed["state"] == "diverged"
     assert "training diverged" in failed["last_words"]
+    assert failed["step"] == last["step"] > 10
+    assert failed["loss"] == last["loss"]
     assert failed["versions"] == result["versions"]
+
+
+def test_a_disk_that_takes_nothing_more_is_still_said(
+    tmp_path: Path, write_config: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last words of a run have no room either."""
+    argv = ["pretrain", str(write_config(tmp_path))]
+    assert run_distributed(run_on_a_full_disk, 1, *argv, init=False, timeout=100) == [2]
+    [line] = [line for line in capfd.readouterr().out.splitlines() if line.startswith("megaqk: error: ")]
+    assert "step 3 could not be saved" in line
+
+
+def run_on_a_full_disk(*argv: str) -> int:
+    import resource
+
+    from megaqk.training import checkpoints
+
+    save = checkpoints.save
+
+    def fill(*args: Any, **kwargs: Any) -> None:
+        # Neither its share of a checkpoint nor the last words can be written; what is printed can.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        result = Path(args[0].folder).with_name("result.json")
+        result.unlink()
+        result.mkdir()
+        save(*args, **kwargs)
+
+    checkpoints.save = fill
+    return commands.run_command(argv)

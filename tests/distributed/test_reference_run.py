@@ -102,8 +102,9 @@ def run_on_a_slow_clock(argv: list[str]) -> int:
     """The command with a clock on which a step takes 2 s, and an evaluation and a save 1000 s each."""
     from types import SimpleNamespace
 
-    from megaqk.training import checkpoints, speed
+    from megaqk.training import checkpoints, peak, speed
     from megaqk.training.engine import TrainingEngine
+    from megaqk.training.hooks import logging
 
     now = 0.0
 
@@ -115,6 +116,9 @@ def run_on_a_slow_clock(argv: list[str]) -> int:
 
         return timed
 
+    # What is done once before the first step takes a while too.
+    peak.job_peak = takes(1000.0, peak.job_peak)
+    logging.job_peak = peak.job_peak
     speed.time = SimpleNamespace(perf_counter=lambda: now)  # type: ignore[assignment]
     TrainingEngine.train_step = takes(2.0, TrainingEngine.train_step)  # type: ignore[method-assign]
     TrainingEngine.evaluate = takes(1000.0, TrainingEngine.evaluate)  # type: ignore[method-assign]

@@ -29,9 +29,9 @@ class ResultFile(Hook):
         self._write(run, "running")
 
     def record(self, run: Trainer, record: Record) -> None:
-        """Take over the newest losses."""
-        del run
+        """Take over the newest losses; they are written with the next save, or with what ends the run."""
         self._losses.update({name: record[name] for name in self._losses if name in record})
+        run.folder.result = self._content(run, "running")
 
     def saving(self, run: Trainer) -> None:
         """Bring the file up to date."""
@@ -42,23 +42,23 @@ class ResultFile(Hook):
         self._write(run, "finished")
 
     def _write(self, run: Trainer, state: str) -> None:
-        if run.world.rank:
-            return
+        if run.world.rank == 0:
+            run.folder.write_result(self._content(run, state))
+
+    def _content(self, run: Trainer, state: str) -> dict[str, Any]:
         versions = {"megaqk": __version__, "torch": torch.__version__, "deepspeed": deepspeed.__version__}
-        run.folder.write_result(
-            {
-                "state": state,
-                "step": run.progress.step,
-                "steps": run.config.training.steps,
-                **self._losses,
-                "tokens": run.progress.tokens,
-                "seconds": round(time.monotonic() - self._began, 3),
-                "started": self._started,
-                "versions": {**versions, "python": platform.python_version()},
-                "topology": {**run.world.sizes._asdict(), "zero_stage": run.config.parallel.zero_stage},
-                "last_words": "",
-            }
-        )
+        return {
+            "state": state,
+            "step": run.progress.step,
+            "steps": run.config.training.steps,
+            **self._losses,
+            "tokens": run.progress.tokens,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "started": self._started,
+            "versions": {**versions, "python": platform.python_version()},
+            "topology": {**run.world.sizes._asdict(), "zero_stage": run.config.parallel.zero_stage},
+            "last_words": "",
+        }
 
     def state(self) -> dict[str, Any]:
         """The losses, which a resumed run may not measure anew."""

@@ -13,6 +13,7 @@ from megaqk.config.data import DataConfig
 from megaqk.config.loading import build_config
 from megaqk.corpus import prepare as module
 from megaqk.corpus.prepare import open_data, prepare, prepares_quickly
+from megaqk.data.identity import check_data_identity, data_identity
 from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import manifest_path
 from megaqk.data.tokenizer import load_tokenizer
@@ -271,6 +272,13 @@ def test_a_given_corpus_that_was_changed_within_the_vocabulary_is_refused(text: 
         del manifest[file]["probes"]
     manifest_path(prefix).write_text(json.dumps(manifest))
     assert prepare(config) == prepared
+    # A run that goes on notices all the same: its checkpoint knows what the bytes were.
+    identities = []
+    for change_to in (258, 259):
+        change(prefix.with_name("corpus.bin"), 100, change_to.to_bytes(2, "little"))
+        identities.append(data_identity(prepared, config, seed=1, global_batch_size=1, sequence_length=8))
+    with pytest.raises(UserError, match="holds other tokens or documents than this run began with"):
+        check_data_identity(*identities, samples=1)
 
 
 def test_ranks_divide_what_is_read_at_the_start(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
