@@ -82,3 +82,9 @@ def test_the_picture_names_every_room() -> None:
     text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert rooms == set(ABOVE) - {"errors"}
     assert all(f"`{name}/`" in text for name in rooms)
+
+
+def test_data_is_less_than_a_third_of_the_house() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    data = sum(count for path, count in lines.items() if room(module_of(path)) in ("data", "corpus"))
+    assert 3 * data < sum(lines.values())
