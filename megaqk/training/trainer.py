@@ -10,6 +10,7 @@ from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
 from megaqk.data.dataset import Dataset
 from megaqk.errors import DivergedError
+from megaqk.optim.optimizers import OptimizerOwner
 from megaqk.optim.rates import GroupRate
 from megaqk.parallel.world import World
 from megaqk.runtime.files import written_whole
@@ -82,16 +83,25 @@ class Trainer:
         world: The processes, connected.
         folder: Where it writes, held by this job.
         hooks: What looks at it, in the order in which it does; see `hooks.default_hooks`.
+        owners: Optimizers beside AdamW; see `plan_groups`.
 
     Attributes:
         progress: Where the run is.
         inputs: Its data, and what follows from it.
         engine: The model and its optimizer.
         speed: The clock of its training alone.
+        signals: Measured values for multipliers, the same on every rank; hooks write them.
         log: The logger of this rank.
     """
 
-    def __init__(self, config: Config, world: World, folder: RunFolder, hooks: Sequence[Hook]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        folder: RunFolder,
+        hooks: Sequence[Hook],
+        owners: Sequence[OptimizerOwner] = (),
+    ) -> None:
         self.config = config
         self.world = world
         self.run_dir = folder.path
@@ -104,12 +114,13 @@ class Trainer:
         newest, problems = checkpoints.find_latest(self.store, world)
         for problem in problems:
             self.log.warning("left out %s", problem)
-        self.engine = TrainingEngine(config, world, self.inputs.vocabulary)
+        self.engine = TrainingEngine(config, world, self.inputs.vocabulary, owners)
         self.progress = Progress()
         if newest:
             self._resume(newest)
         self._batches = self.batches(self.inputs.splits.train)
         self._checkpoint_wanted = False
+        self.signals: dict[str, float] = {}
 
     def _resume(self, step: int) -> None:
         settings = self.config.model_dump(mode="json")
@@ -171,7 +182,7 @@ class Trainer:
         """Take one optimizer step."""
         training, before = self.config.training, self.progress
         batches = self._batches.read(before.samples, self.world.micro_batches)
-        rates = self.engine.train_step(batches, before)
+        rates = self.engine.train_step(batches, before, self.signals)
         self.progress = Progress(
             step=before.step + 1,
             samples=before.samples + training.global_batch_size,

@@ -113,3 +113,28 @@ def run_on_a_full_disk(*argv: str) -> int:
 
     checkpoints.save = fill
     return commands.run_command(argv)
+
+
+def test_hooks_measure_for_multipliers(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    """The way of a signal: from a hook, through the step, to the multiplier of a group."""
+    argv = ["pretrain", str(write_config(tmp_path))]
+    assert run_distributed(run_with_signal, 1, argv, init=False, timeout=100) == [0]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = [record["multiplier/upper_qk"] for record in records if "loss" in record]
+    assert seen == [1.0] + [1 / (step + 1) for step in range(1, 10)]
+
+
+def run_with_signal(argv: list[str]) -> int:
+    from megaqk.optim.multipliers import Moment
+    from megaqk.optim.timing import Timing
+    from megaqk.training.trainer import Hook, Step, Trainer
+
+    class Measure(Hook):
+        def step(self, run: Trainer, step: Step) -> None:
+            run.signals["measured"] = 1 / (step.progress.step + 1)
+
+    def at(self: Timing, moment: Moment) -> float:
+        return moment.signals.get("measured", 1.0)
+
+    Timing.at = at  # type: ignore[method-assign]
+    return commands.run_with(argv, Measure())
