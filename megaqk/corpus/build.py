@@ -30,7 +30,7 @@ from megaqk.data.indexed import file_of, token_dtype
 from megaqk.data.manifest import Manifest
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, agreed
+from megaqk.runtime.agreement import Comm, agreed, each
 from megaqk.runtime.files import os_errors_named, sha256_of, sync_file
 from megaqk.runtime.locks import exclusive_lock
 
@@ -226,10 +226,9 @@ def _encode_all(plan: _Plan, shards: Shards, journal: Journal, comm: Comm, worke
     with contextlib.ExitStack() as stack:
         encoded = encode_in_order(shards.chunks(journal.step), plan.recipe, workers=workers)
         stack.callback(lambda: getattr(encoded, "close", lambda: None)())
-        opened: list[IO[bytes]] = []
-        agreed(comm, lambda: opened.append(partial_files(plan.prefix).data.open("r+b", buffering=0)))
+        data = stack.enter_context(each(comm, lambda: partial_files(plan.prefix).data.open("r+b", buffering=0)))
         encodings = _Encodings(encoded)
-        writing = _Writing(plan, journal, stack.enter_context(opened[0]), encodings, comm)
+        writing = _Writing(plan, journal, data, encodings, comm)
         progress = stack.enter_context(contextlib.closing(ProgressLine("tokenising", shown=comm.rank == 0)))
         try:
             while writing.exchange(shards.steps_per_exchange):

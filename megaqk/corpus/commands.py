@@ -19,7 +19,7 @@ from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.verification import check_tokenizer, check_tokens
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, agreed
+from megaqk.runtime.agreement import Comm, each
 from megaqk.runtime.files import os_errors_named, written_whole
 from megaqk.runtime.signals import Interrupted, stop_signals
 
@@ -91,16 +91,13 @@ def prepare_corpus(arguments: argparse.Namespace) -> int:
 
 
 def _prepared(arguments: argparse.Namespace, comm: Comm) -> Manifest:
-    sources: list[Source] = []
-
-    def check() -> None:
+    def check() -> list[Source]:
         _at_least(1, workers=arguments.workers)
         _check_prefix(arguments.output)
-        sources.extend(_sources(arguments))
+        return _sources(arguments)
 
-    agreed(comm, check)
     return build_corpus(
-        sources,
+        each(comm, check),
         arguments.output,
         Recipe(arguments.tokenizer, arguments.text_field, arguments.bad_documents == "skip", arguments.eod_token),
         comm=comm,

@@ -20,7 +20,7 @@ from megaqk.data.splits import Splits, open_splits
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.verification import sizes_match
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, Solo, agreed
+from megaqk.runtime.agreement import Comm, Solo, agreed, each
 from megaqk.runtime.files import os_errors_named, sha256_of, written_whole
 from megaqk.runtime.locks import exclusive_lock
 
@@ -38,9 +38,7 @@ def open_data(config: Config, comm: Comm = Solo()) -> tuple[PreparedData, Splits
     """
     prepared, training = prepare(config.data, comm), config.training
     keys = {name: getattr(training, name) for name in ("sequence_length", "seed", "global_batch_size")}
-    splits: list[Splits] = []
-    agreed(comm, lambda: splits.append(open_splits(prepared, config.data, **keys)))
-    return prepared, splits[0]
+    return prepared, each(comm, lambda: open_splits(prepared, config.data, **keys))
 
 
 def prepare(config: DataConfig, comm: Comm = Solo()) -> PreparedData:

@@ -11,7 +11,7 @@ from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.data.verification import check_counts, check_ends, check_probes, check_sizes, check_tokenizer, check_tokens
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, Solo, agreed
+from megaqk.runtime.agreement import Comm, Solo, each
 
 # The job looks at so many tokens of a corpus at its start, spread over the whole: a tenth of a second for one process.
 _TOKENS_CHECKED = 10**7
@@ -35,7 +35,7 @@ def open_existing(prefixes: tuple[Path, ...], config: DataConfig, comm: Comm = S
     Raises:
         UserError: A corpus or the tokenizer is missing, damaged, or does not fit the others; on every rank.
     """
-    return agreed(comm, lambda: _checked(prefixes, config, share_of(comm)))[comm.rank]
+    return each(comm, lambda: _checked(prefixes, config, share_of(comm)))
 
 
 def _checked(prefixes: tuple[Path, ...], config: DataConfig, share: slice) -> PreparedData:

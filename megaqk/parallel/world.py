@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from megaqk.config.root import Config
 from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.tensor_parallel import TensorParallel
-from megaqk.runtime.agreement import agreed
+from megaqk.runtime.agreement import agreed, each
 from megaqk.runtime.launch import Launch
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ class World:
 
     def each_does(self, action: Callable[[], _T]) -> _T:
         """Run an action on every rank, and give each its own result or all the first failure; see `agreed`."""
-        own: list[_T] = []
-        self.agreed(lambda: own.append(action()))
-        return own[0]
+        return each(self, action)
 
     def first_does(self, action: Callable[[], _T]) -> _T:
         """Run an action on rank 0 alone, and give every rank its result or its failure; see `agreed`."""

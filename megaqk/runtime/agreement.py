@@ -87,3 +87,10 @@ def agreed(comm: Comm, action: Callable[[], _T], *, interruptible: bool = True) 
     if number := max(outcome.signal for outcome in outcomes):
         raise signals.Interrupted(number)
     return [outcome.result for outcome in outcomes]  # type: ignore[misc]  # no failure, hence a result
+
+
+def each(comm: Comm, action: Callable[[], _T]) -> _T:
+    """Run `action` as `agreed` does, and return to each rank its own result alone, which need not travel."""
+    own: list[_T] = []
+    agreed(comm, lambda: own.append(action()))
+    return own[0]

@@ -14,7 +14,7 @@ from megaqk.errors import UserError
 from megaqk.model.vocab_size import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
 from megaqk.parallel.world import World
-from megaqk.runtime.agreement import Comm, agreed
+from megaqk.runtime.agreement import Comm, each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,10 @@ def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
         UserError: The data is missing, damaged or too small, or the model does not fit it: on all ranks.
     """
     prepared, splits = open_data(config, comm)
-    training, own = config.training, list[tuple[Vocabulary, int]]()
-
-    def fit() -> None:
-        own.append((vocabulary_of(config, prepared.vocab_size), _evaluation_micro_batches(config, world, splits)))
-
-    agreed(comm, fit)
-    vocabulary, evaluation_micro_batches = own[0]
+    training = config.training
+    vocabulary, evaluation_micro_batches = each(
+        comm, lambda: (vocabulary_of(config, prepared.vocab_size), _evaluation_micro_batches(config, world, splits))
+    )
     identity = data_identity(
         prepared,
         config.data,

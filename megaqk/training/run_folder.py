@@ -50,12 +50,20 @@ class RunFolder:
 
         What a start was refused that never began says nothing of a run that is finished.
         """
+        if self._lock is None or (self.is_finished() and not self.result):
+            return
         # The reason may be a disk that takes no file: what has ended the run is said all the same.
-        with suppress(OSError, ValueError, UserError):
-            path = self.path / RESULT_FILE
-            before = json.loads(path.read_text()) if path.exists() and not self.result else {}
-            if self._lock is not None and before.get("state") != "finished":
-                self.write_result({**before, **self.result, "state": failure.state, "last_words": failure.line})
+        with suppress(UserError):
+            self.write_result({**self._written(), **self.result, "state": failure.state, "last_words": failure.line})
+
+    def is_finished(self) -> bool:
+        """Whether an earlier start has brought the run to its end, and written that down."""
+        return self._written().get("state") == "finished"
+
+    def _written(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError, TypeError):
+            return dict(json.loads((self.path / RESULT_FILE).read_text()))
+        return {}
 
     def release(self) -> None:
         """Let another job have the folder."""

@@ -151,6 +151,9 @@ class Trainer:
                 f"{self.run_dir} is already at step {self.progress.step} of {last}: nothing to train. Give another "
                 "run.dir for another run"
             )
+            # It may have been killed between its last checkpoint and its end.
+            if self.world.first_does(self.folder.is_finished):
+                return
         else:
             self._introduce()
             for hook in self.hooks:

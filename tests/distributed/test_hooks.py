@@ -70,6 +70,8 @@ def test_result_json(tmp_path: Path, write_config: Callable[..., Path]) -> None:
     # A start that is refused says nothing of a run that is finished, and one that finds nothing to do keeps it so.
     assert run_distributed(commands.run_command, 2, [*argv, "model.num_layers=2"], init=False, timeout=100) == [2, 2]
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert run_distributed(commands.run_command, 2, argv, init=False, timeout=100) == [0, 0]
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     (tmp_path / "run" / "result.json").write_text(json.dumps({**result, "state": "running"}))
     assert run_distributed(commands.run_command, 2, argv, init=False, timeout=100) == [0, 0]
     again = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -21,7 +21,7 @@ class Curves(Hook):
 
     def end(self, run: Trainer) -> None:
         """Draw on rank 0; the records are on disk by then."""
-        if run.world.rank == 0:
+        if run.world.rank == 0 and (run.run_dir / METRICS_FILE).exists():
             picture = run.run_dir / "curves.png"
             write_curves(run.run_dir / METRICS_FILE, picture)
             run.log.info("curves: %s", picture)

@@ -36,15 +36,19 @@ def failing_after(chunks: int, error: BaseException) -> Callable[..., Any]:
     return encode
 
 
-@pytest.mark.parametrize("ranks_after", [1, 2])
-def test_interrupted_work_goes_on_where_it_was(
-    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, ranks_after: int
-) -> None:
+def make_whole_and_interrupted(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, recipe, "whole")
     with monkeypatch.context() as patched:
         patched.setattr(build, "encode_in_order", failing_after(7, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, recipe)
+
+
+@pytest.mark.parametrize("ranks_after", [1, 2])
+def test_interrupted_work_goes_on_where_it_was(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, ranks_after: int
+) -> None:
+    make_whole_and_interrupted(tmp_path, recipe, monkeypatch)
     assert not (tmp_path / "out.bin").exists()
     step = json.loads((tmp_path / "out.journal.json").read_text())["step"]
     assert step > 0
@@ -235,11 +239,7 @@ DAMAGED = ['{"step": "x"}', "null", '{"skipped": [1]}', '{"tokens": -1}', '{"doc
 def test_a_damaged_journal_starts_afresh(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    make(tmp_path, recipe, "whole")
-    with monkeypatch.context() as patched:
-        patched.setattr(build, "encode_in_order", failing_after(7, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path, recipe)
+    make_whole_and_interrupted(tmp_path, recipe, monkeypatch)
     path = tmp_path / "out.journal.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(damage)) if damage[0] == "{" else damage)
     make(tmp_path, recipe)
