@@ -1,8 +1,8 @@
 """A device that is not the CPU, over the CPU's memory: device mistakes fail on a machine without a GPU.
 
-DLPack gives one memory two device types, 1 for the CPU and 12 for torch's private-use device: rewriting that field makes
-ordinary tensors of `pretend:0`. Every operator runs on the host's alias of its arguments, after the check that a GPU
-would make: all of them on the device. What blocks a GPU's queue, reading a value on the host, is noted in `waits`.
+DLPack gives one memory two device types, 1 for the CPU and 12 for torch's private-use device: rewriting that field
+makes ordinary tensors of `pretend:0`. Every operator runs on the host's alias of its arguments, after the check that a
+GPU would make: all of them on the device. What blocks a GPU's queue, reading a value on the host, is noted in `waits`.
 
 It cannot see what asks for "cuda" by name, streams, or races. All of its hooks are private to torch and DeepSpeed.
 """
@@ -80,7 +80,7 @@ def install() -> torch.device:
 
 @contextlib.contextmanager
 def no_host_collectives() -> Iterator[None]:
-    """Refuse collectives of host tensors, as NCCL does; for steps only, since object collectives go through the host."""
+    """Refuse collectives of host tensors, as NCCL does; for steps only, since those of objects use them."""
 
     def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Any, *args: Any) -> Any:

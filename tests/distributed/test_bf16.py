@@ -55,7 +55,7 @@ WHOLE_REPLICAS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @functools.cache
 def plain_bf16(preset: str) -> driver.Trace:
-    """The plain loop with bf16 weights, gradients summed in fp32 over micro-batches of one sample size, fp32 masters."""
+    """The plain loop with bf16 weights, gradients summed in fp32 over equal micro-batches, and fp32 masters."""
     decoder = driver.plain_decoder({"preset": preset})
     parameters = decoder.global_parameters()
     masters = {name: p.detach().bfloat16().float() for name, p in parameters.items()}

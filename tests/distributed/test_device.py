@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import megaqk
 from tests.distributed import driver
@@ -98,7 +97,7 @@ def test_resumes(parallel: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_placeholder_that_moves_alone_is_seen() -> None:
     """`Tensor.to` makes a new tensor without our marks on every device but the CPU."""
-    with pytest.raises(DistributedError, match="AssertionError|KeyError"):
+    with pytest.raises(DistributedError, match=r"AssertionError|KeyError"):
         run(driver.settings({"preset": "gpt"}, pipeline=2), function=_moved_placeholders)
 
 
