@@ -40,14 +40,7 @@ def core_attention(
         attend = flex_document_attention if query.device.type == "cuda" else document_attention
         mixed = attend(query, key, value, documents)
     elif dropout:
-        # The kernel draws from the global generator: sample by sample, so that each has a mask of its own.
-        with global_generator(query.device) as generator:
-            samples = []
-            for index, seed in enumerate(seeds):
-                generator.manual_seed(seed)
-                sample = slice(index, index + 1)
-                samples.append(_attend(query[sample], key[sample], value[sample], dropout))
-            mixed = torch.cat(samples)
+        mixed = _dropping_attention(query, key, value, dropout, seeds)
     else:
         mixed = _attend(query, key, value)
     return mixed
@@ -67,11 +60,27 @@ def causal_scores(query: Tensor, key: Tensor, documents: Tensor | None) -> Tenso
     return scores.masked_fill(hidden, -torch.inf)
 
 
+def _dropping_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Sequence[int]) -> Tensor:
+    # The kernel draws from the global generator: sample by sample, so that each has a mask of its own.
+    samples = []
+    with global_generator(query.device) as generator:
+        for index, seed in enumerate(seeds):
+            generator.manual_seed(seed)
+            sample = slice(index, index + 1)
+            samples.append(_attend(query[sample], key[sample], value[sample], dropout))
+    return torch.cat(samples)
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.dtype == torch.float32 and query.device.type != "cpu":
+        # CUDA's only kernel for fp32 that is not S x S in memory knows no groups.
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+        grouped = False
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its loop is over what it reads
 def document_attention(query: Tensor, key: Tensor, value: Tensor, documents: Tensor) -> Tensor:
     """`core_attention` by running each document alone, which is what keeping them apart means."""
     length = query.shape[2]

@@ -20,8 +20,8 @@ from megaqk.optim.groups import describe_groups, plan_groups
 from megaqk.optim.multipliers import Moment
 from megaqk.optim.optimizers import AdamW, OptimizerOwner, build_optimizer
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
+from megaqk.parallel.cross_entropy import IGNORE_INDEX
 from megaqk.parallel.rng import DropoutRng
-from megaqk.parallel.vocabulary import IGNORE_INDEX
 from megaqk.parallel.world import World
 from megaqk.runtime.logs import quiet
 from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
@@ -35,6 +35,13 @@ def to_device(part: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor
     """A part of a micro-batch on a device, without waiting for the copy."""
     first, second = part
     return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
+
+
+def is_compiled(config: Config, device: torch.device) -> bool:
+    """Whether blocks and loss are compiled: as configured, or where it is known to win."""
+    if config.training.compile is not None:
+        return config.training.compile
+    return device.type == "cuda" and config.parallel.zero_stage < 3 and not config.model.drops
 
 
 class TrainingEngine:
@@ -63,7 +70,12 @@ class TrainingEngine:
         self.vocabulary = vocabulary
         self.rng = DropoutRng(seed=config.training.seed, tensor_rank=world.coordinate.tensor)
         self.context = context = model_context(
-            config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=world.tp, rng=self.rng
+            config,
+            tokens=vocabulary.tokens,
+            rows=vocabulary.rows,
+            compiled=is_compiled(config, world.device),
+            tp=world.tp,
+            rng=self.rng,
         )
         self.inventory = parameter_inventory(config, rows=vocabulary.rows)
         adamw = AdamW(config.optimizer, world.device)
