@@ -95,6 +95,10 @@ class TrainingConfig(Section):
         description="Activation recomputation: selective repeats all of a block but its products and attention, full "
         "everything.",
     )
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = Field(
+        "auto",
+        description="CUDA: the attention kernel to try first; auto means cudnn on Hopper, flash elsewhere.",
+    )
     compile: bool | None = Field(
         None,
         description="Compile each block and the loss, which takes time at the start; null means on CUDA, where "

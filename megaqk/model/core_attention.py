@@ -1,6 +1,6 @@
 """Causal attention proper: from the queries, keys and values of the heads to mixed values."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import cache
 from math import sqrt
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from megaqk.parallel.rng import global_generator
 
@@ -96,16 +97,30 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, documents: Ten
 
 def flex_document_attention(query: Tensor, key: Tensor, value: Tensor, documents: Tensor) -> Tensor:
     """`core_attention` between documents by flex attention and a block mask."""
-    number = (documents == 0).cumsum(dim=1)
-
-    def same_document(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        del head
-        return (number[batch, q] == number[batch, k]) & (q >= k)
-
-    attend, create_mask = _flex(compiled=query.device.type == "cuda")
-    batch, _, length, _ = query.shape
-    mask = create_mask(same_document, batch, None, length, length, device=query.device)
+    attend, _ = _flex(compiled=query.device.type == "cuda")
+    mask = document_mask(documents)
     return attend(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])  # type: ignore[no-any-return]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def document_mask(documents: Tensor) -> Any:
+    """The block mask of a micro-batch's positions (B, S): made for its first layer, the same for the others."""
+    mask = _masks.get(documents)
+    if mask is None:
+        number = (documents == 0).cumsum(dim=1)
+
+        def same_document(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            del head
+            return (number[batch, q] == number[batch, k]) & (q >= k)
+
+        _, create_mask = _flex(compiled=documents.device.type == "cuda")
+        batch, length = documents.shape
+        mask = _masks[documents] = create_mask(same_document, batch, None, length, length, device=documents.device)
+    return mask
+
+
+# For as long as somebody holds the positions.
+_masks: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
 
 
 @cache

@@ -1,5 +1,6 @@
 """A whole run: set-up, one step, and the hooks that look at it."""
 
+import gc
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,13 @@ from megaqk.training.batches import RankBatches
 from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.checks import open_inputs
 from megaqk.training.engine import TrainingEngine
+from megaqk.training.prefetch import Prefetcher
 from megaqk.training.progress import Progress
 from megaqk.training.run_folder import RunFolder
 from megaqk.training.speed import SpeedMeter
+
+COLLECT_EVERY = 100
+"""Steps between collections of garbage."""
 
 Record = Mapping[str, Any]
 """Numbers by metric name, `step` among them: a line of `metrics.jsonl`."""
@@ -118,7 +123,8 @@ class Trainer:
         self.progress = Progress()
         if newest:
             self._resume(newest)
-        self._batches = self.batches(self.inputs.splits.train)
+        batches = self.batches(self.inputs.splits.train)
+        self._batches = Prefetcher(lambda first: batches.read(first, world.micro_batches), world.device)
         self._checkpoint_wanted = False
         self.signals: dict[str, float] = {}
 
@@ -160,12 +166,18 @@ class Trainer:
                 hook.start(self)
         # What the hooks did first is no time of training.
         self.speed = SpeedMeter(self.progress.tokens)
+        # Ranks that collect at different moments wait for each other; a step leaves hardly any cycles.
+        gc.collect()
+        gc.disable()
         while self.progress.step < last:
             step = self.step()
             for hook in self.hooks:
                 hook.step(self, step)
             if self._checkpoint_wanted:
                 self.save()
+            if step.due(COLLECT_EVERY):
+                gc.collect(1)
+        gc.enable()
         for hook in self.hooks:
             hook.end(self)
 
@@ -184,11 +196,12 @@ class Trainer:
     def step(self) -> Step:
         """Take one optimizer step."""
         training, before = self.config.training, self.progress
-        batches = self._batches.read(before.samples, self.world.micro_batches)
+        after = before.samples + training.global_batch_size
+        batches = self._batches.take(before.samples, after if before.step + 1 < training.steps else None)
         rates = self.engine.train_step(batches, before, self.signals)
         self.progress = Progress(
             step=before.step + 1,
-            samples=before.samples + training.global_batch_size,
+            samples=after,
             tokens=before.tokens + training.tokens_per_step,
         )
         return Step(progress=self.progress, rates=rates, last=self.progress.step >= training.steps)
@@ -240,5 +253,6 @@ class Trainer:
 
     def close(self) -> None:
         """Close the hooks' files and displays."""
+        self._batches.close()
         for hook in self.hooks:
             hook.close()
