@@ -22,6 +22,7 @@ from megaqk.parallel.gradients import (
     reduce_partial_gradients,
 )
 from megaqk.parallel.world import World
+from megaqk.training.checkpoint_writer import CheckpointWriter
 
 
 class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
@@ -33,6 +34,7 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
     def attach(self, world: World) -> None:
         """Name the processes and their groups, once, after construction."""
         self.world = world
+        self.checkpoint_engine = CheckpointWriter(world)
         partial = partial_gradient_parameters(self.module.parameters())
         if self.zero_optimization_stage() < 2 and not self.zero_overlap_comm():
             self.partial_parameters = partial
@@ -74,6 +76,11 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
 
     def _copy_recovery_script(self, save_path: str) -> None:
         """Nothing: DeepSpeed's scripts know no tensor or pipeline shards and unpickle whatever they find."""
+
+    def _get_all_ckpt_names(self, checkpoints_path: str, tag: str) -> list[str]:
+        # DeepSpeed lists the folder, which on a network file system may look different from each machine.
+        ranks = range(self.mp_world_size)
+        return [self._get_ckpt_name(checkpoints_path, tag, mp_placeholder=f"{rank:02d}") for rank in ranks]
 
     def clip_fp32_gradients(self) -> None:
         """Nothing: the gradients are clipped already."""
