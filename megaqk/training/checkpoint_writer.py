@@ -1,9 +1,10 @@
 """How a rank's files of a checkpoint get onto the disk."""
 
 import hashlib
+import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
@@ -11,20 +12,18 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from megaqk.parallel.world import World
 
 
-class _HashedStream:
+class _HashedFile(io.BufferedWriter):
     """A file that is written from front to end, and what has been written to it so far."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.name = stream.name
+    def __init__(self, path: str) -> None:
+        super().__init__(io.FileIO(path, "wb"))
         self.bytes = 0
         self.sha256 = hashlib.sha256()
-        self.flush = stream.flush
-        self._write = stream.write
 
     def write(self, block: Any) -> int:
         self.sha256.update(block)
         self.bytes += len(block)
-        return self._write(block)
+        return super().write(block)
 
 
 class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]
@@ -53,12 +52,11 @@ class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write a file."""
-        with Path(path).open("wb") as stream:
-            hashed = _HashedStream(stream)
-            torch.save(state_dict, hashed)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._own[Path(path).name] = {"bytes": hashed.bytes, "sha256": hashed.sha256.hexdigest()}
+        with _HashedFile(path) as file:
+            torch.save(state_dict, file)
+            file.flush()
+            os.fsync(file.fileno())
+        self._own[Path(path).name] = {"bytes": file.bytes, "sha256": file.sha256.hexdigest()}
 
     def commit(self, info: Any) -> bool:
         """Wait until every rank has written its files.
