@@ -1,7 +1,8 @@
 """The checkpoints of a run on disk: each is either complete or not there.
 
 DeepSpeed writes into `step-<n>.partial`; when all ranks are done, rank 0 adds a manifest with the size and checksum of
-every file, as the rank that wrote it has counted them, and renames. A process killed at any moment thus leaves the previous checkpoint as it was.
+every file, as the rank that wrote it has counted them, and renames. A process killed at any moment thus leaves the
+previous checkpoint as it was.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """A whole run against a loop written out here: what it learns from, what it is judged by, what it reports."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,4 +146,4 @@ def test_speed_counts_training_alone_and_utilisation_is_of_all_ranks(
     for record in training:
         assert record["tokens_per_second"] == pytest.approx(8 * 16 / 2.0)
         assert record["model_flops_per_second"] == pytest.approx(64 * flops)
-        assert record["mfu"] == pytest.approx(64 * flops / 2e9)  # `run_command` gives each rank a peak of 1e9
+        assert record["mfu"] == pytest.approx(64 * flops / 1e9)  # `run_command` gives the job a peak of 1e9

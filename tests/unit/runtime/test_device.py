@@ -20,5 +20,5 @@ def test_each_process_has_a_gpu(local_rank: int, local_size: int, visible: int, 
 
 def test_gpus_are_not_shared_silently() -> None:
     # The first ranks would find theirs; all are refused, so that none waits for the others.
-    with pytest.raises(UserError, match="^8 processes on this machine, which sees 4 GPUs"):
+    with pytest.raises(UserError, match=r"^8 processes on this machine, which sees 4 GPUs"):
         gpu_index(Launch(local_rank=1, local_size=8), visible=4)

@@ -1,9 +1,12 @@
-"""Ranks whose file system shows them old listings of directories, as NFS may, save and resume as others do."""
+"""File systems that show old listings of directories, as NFS may, or that take long, do not change a run."""
 
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +25,17 @@ TOPOLOGIES: dict[str, tuple[int, dict[str, Any]]] = {
 def run_with_stale_listings(argv: list[str], empty: str) -> int:
     """A command where rank 0 sees nothing in a checkpoint, and the others nothing in the folder of checkpoints."""
     stale = "/checkpoints/step-" if os.environ["RANK"] == "0" else "/checkpoints"
-    for name in ("scandir", "listdir"):
 
-        def look(path: Any = ".", original: Any = getattr(os, name)) -> Any:
-            # Removing a folder lists descriptors, which are fresh.
-            return original(empty if isinstance(path, str | os.PathLike) and stale in str(path) else path)
+    def seeing_less(look: Callable[..., Any]) -> Callable[..., Any]:
+        # Removing a folder lists descriptors, which are fresh.
+        return lambda path=".": look(empty if isinstance(path, str | os.PathLike) and stale in str(path) else path)
 
-        setattr(os, name, look)
+    os.scandir, os.listdir = seeing_less(os.scandir), seeing_less(os.listdir)
     return commands.run_command(argv)
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_saves_and_resumes(
+def test_old_listings(
     tmp_path: Path, write_config: Callable[..., Path], capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     world, parallel = TOPOLOGIES[name]
@@ -55,6 +57,31 @@ def test_saves_and_resumes(
     assert run_distributed(run_with_stale_listings, world, *arguments, init=False) == [0] * world
     assert "resumed after step 9" in capfd.readouterr().out
     assert losses(tmp_path) == whole
+
+
+def run_with_a_slow_disk(argv: list[str], patience: float, write: float) -> int:
+    """A command where rank 1 writes a file for longer than DeepSpeed's collectives wait."""
+    import deepspeed
+    import torch
+
+    deepspeed.init_distributed = partial(deepspeed.init_distributed, timeout=timedelta(seconds=patience))
+    save = torch.save
+
+    def save_slowly(*args: Any, **kwargs: Any) -> None:
+        time.sleep(write)
+        save(*args, **kwargs)
+
+    if os.environ["RANK"] == "1":
+        torch.save = save_slowly
+    return commands.run_command(argv)
+
+
+@pytest.mark.full
+def test_ranks_wait_for_one_with_a_slow_disk(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    config = write_config(tmp_path, checkpoint={"every": 0})
+    arguments = (["pretrain", str(config)], 20.0, 30.0)
+    assert run_distributed(run_with_a_slow_disk, 2, *arguments, init=False, timeout=120) == [0, 0]
+    assert (tmp_path / "run" / "checkpoints" / "step-10" / "manifest.json").exists()
 
 
 def losses(folder: Path) -> list[float]:
