@@ -53,8 +53,14 @@ def start_process_group(launch: Launch) -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
+    from deepspeed.runtime import compiler
     from deepspeed.utils import logger
 
+    # To ask whether an optimizer is its Muon, DeepSpeed imports it, which compiles kernels: a second of imports.
+    compiled, compiler.compile = compiler.compile, lambda: lambda kernel: kernel
+    from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401
+
+    compiler.compile = compiled
     logger.setLevel("WARNING")
     # Several a step under ZeRO-3: names that torch has changed and DeepSpeed still calls.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

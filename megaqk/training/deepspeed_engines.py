@@ -13,8 +13,10 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 
+from megaqk.optim.optimizers import JointOptimizer, TorchAdamW
 from megaqk.parallel.gradients import (
     clip_gradients,
     global_norm,
@@ -23,6 +25,9 @@ from megaqk.parallel.gradients import (
 )
 from megaqk.parallel.world import World
 from megaqk.training.checkpoint_writer import CheckpointWriter
+
+# DeepSpeed warns of what it does not know.
+ZERO_SUPPORTED_OPTIMIZERS.extend((TorchAdamW, JointOptimizer))
 
 
 class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]

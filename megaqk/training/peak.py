@@ -33,7 +33,7 @@ def looked_up_peak(device_name: str, precision: str) -> float | None:
     return None
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype, *, windows: int = 3, seconds: float = 0.1) -> float:
+def measured_peak(device: torch.device, dtype: torch.dtype, *, windows: int = 3, seconds: float = 0.06) -> float:
     """Rate of square matrix products of all processes together in FLOP/s, with the kernels of training.
 
     All ranks multiply at the same time, and what they have done counts over the time from the first rank's beginning to
