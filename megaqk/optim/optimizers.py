@@ -4,6 +4,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,6 +176,7 @@ def remove_stale_lock(operator: str) -> None:
     from torch.utils.cpp_extension import _get_build_directory
 
     lock = Path(_get_build_directory(operator, verbose=False)) / "lock"
-    if lock.exists() and time.time() - lock.stat().st_mtime > STALE_SECONDS:
-        logging.getLogger(__name__).warning("removed %s, which a build that died has left", lock)
-        lock.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # other ranks look too
+        if time.time() - lock.stat().st_mtime > STALE_SECONDS:
+            lock.unlink()
+            logging.getLogger(__name__).warning("removed %s, which a build that died has left", lock)

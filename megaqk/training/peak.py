@@ -48,7 +48,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype, *, windows: int = 3,
     best = 0.0
     for _ in range(windows):
         work.zero_()
-        dist.all_reduce(work)  # begin together
+        dist.barrier()
         start = time.perf_counter()
         while time.perf_counter() - start < seconds:
             for _ in range(products):
