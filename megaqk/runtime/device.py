@@ -73,6 +73,27 @@ def start_process_group(launch: Launch) -> torch.device:
     return device
 
 
+def prefer_attention(kernel: str, device: torch.device) -> None:
+    """Have torch try a kernel of attention before its others, for the rest of this process; only CUDA has a choice.
+
+    On Hopper cuDNN's is 1.7 to 2.3 times as fast as the flash attention in torch, which is torch's own first.
+    """
+    if device.type != "cuda":
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    names = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    hopper = torch.cuda.get_device_capability(device)[0] == 9
+    first = names["cudnn" if hopper else "flash"] if kernel == "auto" else names[kernel]
+    others = [backend for name, backend in names.items() if backend is not first and (name != "cudnn" or hopper)]
+    sdpa_kernel([first, *others], set_priority=True).__enter__()
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Highest memory of this process so far: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":

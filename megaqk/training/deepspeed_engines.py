@@ -41,7 +41,9 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
         self.world = world
         self.checkpoint_engine = CheckpointWriter(world)
         partial = partial_gradient_parameters(self.module.parameters())
-        if self.zero_optimization_stage() < 2 and not self.zero_overlap_comm():
+        # BF16_Optimizer reduces at the end of a step whatever `overlap_comm` says.
+        at_the_end = isinstance(self.optimizer, BF16_Optimizer) or not self.zero_overlap_comm()
+        if self.zero_optimization_stage() < 2 and at_the_end:
             self.partial_parameters = partial
             return
         # ZeRO-2 and 3, and overlapped communication, reduce a gradient as soon as it is computed: it must be whole.

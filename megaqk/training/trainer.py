@@ -1,5 +1,6 @@
 """A whole run: set-up, one step, and the hooks that look at it."""
 
+import gc
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,16 @@ from megaqk.training.batches import RankBatches
 from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.checks import open_inputs
 from megaqk.training.engine import TrainingEngine
+from megaqk.training.prefetch import Prefetcher
 from megaqk.training.progress import Progress
 from megaqk.training.run_folder import RunFolder
 from megaqk.training.speed import SpeedMeter
 
 SKIPS = 10
 """Steps in a row that may be skipped in fp32 and bf16; in fp16 DeepSpeed ends the run when no loss scale serves."""
+
+COLLECT_EVERY = 100
+"""Steps between collections of garbage."""
 
 Record = Mapping[str, Any]
 """Numbers by metric name, `step` among them: a line of `metrics.jsonl`."""
@@ -121,7 +126,8 @@ class Trainer:
         self.progress = Progress()
         if newest:
             self._resume(newest)
-        self._batches = self.batches(self.inputs.splits.train)
+        batches = self.batches(self.inputs.splits.train)
+        self._batches = Prefetcher(lambda first: batches.read(first, world.micro_batches), world.device)
         self._checkpoint_wanted = False
         self._skips = 0
         self.signals: dict[str, float] = {}
@@ -164,6 +170,9 @@ class Trainer:
                 hook.start(self)
         # What the hooks did first is no time of training.
         self.speed = SpeedMeter(self.progress.tokens)
+        # Ranks that collect at different moments wait for each other; a step leaves hardly any cycles.
+        gc.collect()
+        gc.disable()
         while self.progress.step < last:
             step = self.step()
             for hook in self.hooks:
@@ -171,6 +180,9 @@ class Trainer:
             # What made a step be skipped may lie in the model: only a step that is taken vouches for it.
             if self._checkpoint_wanted and (step.last or not self._skips):
                 self.save()
+            if step.due(COLLECT_EVERY):
+                gc.collect(1)
+        gc.enable()
         for hook in self.hooks:
             hook.end(self)
 
@@ -193,11 +205,12 @@ class Trainer:
             DivergedError: If too many have been skipped in a row.
         """
         training, before = self.config.training, self.progress
-        batches = self._batches.read(before.samples, self.world.micro_batches)
+        after = before.samples + training.global_batch_size
+        batches = self._batches.take(before.samples, after if before.step + 1 < training.steps else None)
         rates = self.engine.train_step(batches, before, self.signals)
         self.progress = Progress(
             step=before.step + 1,
-            samples=before.samples + training.global_batch_size,
+            samples=after,
             tokens=before.tokens + training.tokens_per_step,
         )
         self._skips = self._skips + 1 if self.engine.skipped else 0
@@ -259,5 +272,6 @@ class Trainer:
 
     def close(self) -> None:
         """Close the hooks' files and displays."""
+        self._batches.close()
         for hook in self.hooks:
             hook.close()
