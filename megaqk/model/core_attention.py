@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -81,7 +82,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> 
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # its loop is over what it reads
+# As torch.compiler.disable, which would import the compiler now and not when it is needed. Its loop is over what it
+# reads.
+@_disable_dynamo
 def document_attention(query: Tensor, key: Tensor, value: Tensor, documents: Tensor) -> Tensor:
     """`core_attention` by running each document alone, which is what keeping them apart means."""
     length = query.shape[2]
@@ -102,7 +105,7 @@ def flex_document_attention(query: Tensor, key: Tensor, value: Tensor, documents
     return attend(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])  # type: ignore[no-any-return]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo
 def document_mask(documents: Tensor) -> Any:
     """The block mask of a micro-batch's positions (B, S): made for its first layer, the same for the others."""
     mask = _masks.get(documents)

@@ -201,7 +201,16 @@ class TrainingEngine:
         if hasattr(optimizer, "clip_grad"):
             optimizer.clip_grad = self.config.optimizer.grad_clip
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step has changed nothing, since its gradient was not finite; alike on all ranks.
+
+        DeepSpeed's optimizers look at the norm before they step, in every precision; without ZeRO there is no such
+        look, and a gradient that is not finite is in the weights.
+        """
+        return bool(getattr(self.engine.optimizer, "overflow", False))
+
     def gradient_norm(self) -> float:
-        """Norm of the last step's gradient before clipping; infinite if an fp16 step overflowed."""
+        """Norm of the last step's gradient before clipping; infinite if the step was skipped."""
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
