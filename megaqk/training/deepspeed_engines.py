@@ -5,6 +5,7 @@ data-parallel reduction, and without ZeRO the norm and the clipping are ours (De
 parameters of later pipeline stages not at all and tied ones twice, and do not report the norm).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,11 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
             parameters = list(self.module.parameters())
             group = self.world.model_group if self.world.tensor * self.world.pipeline > 1 else None
             self._global_grad_norm = global_norm(parameters, tp=self.world.tp, group=group)
-            if self.gradient_clipping() > 0:
+            # Looked at once a step, as DeepSpeed's own optimizers do: a step with a lost gradient changes nothing.
+            self.optimizer.overflow = not math.isfinite(self._global_grad_norm)
+            if self.optimizer.overflow:
+                self.module.zero_grad(set_to_none=True)
+            elif self.gradient_clipping() > 0:
                 clip_gradients(parameters, self._global_grad_norm, self.gradient_clipping())
         super()._take_model_step(lr_kwargs)
 

@@ -205,8 +205,7 @@ class TrainingEngine:
     def skipped(self) -> bool:
         """Whether the last step has changed nothing, since its gradient was not finite; alike on all ranks.
 
-        DeepSpeed's optimizers look at the norm before they step, in every precision; without ZeRO there is no such
-        look, and a gradient that is not finite is in the weights.
+        DeepSpeed's optimizers look at the norm before they step, in every precision, and so does our step without ZeRO.
         """
         return bool(getattr(self.engine.optimizer, "overflow", False))
 

@@ -58,6 +58,7 @@ def outcome(
         pytest.param("bf16", {"zero_stage": 2}, marks=pytest.mark.full),
         ("bf16", {"zero_stage": 3}),
         pytest.param("bf16", {"pipeline": 2}, marks=pytest.mark.full),
+        ("fp32", {"zero_stage": 0}),
         ("fp32", {"zero_stage": 1}),
         pytest.param("fp32", {"zero_stage": 3}, marks=pytest.mark.full),
     ],
@@ -69,7 +70,7 @@ def test_one_is_skipped_and_changes_nothing(
     sections: dict[str, Any] = {"parallel": parallel, "training": {"precision": precision}}
     logged, quiet = (outcome(tmp_path / str(n), write_config, n, {LOST}, **sections) for n in (1, 100))
     for statuses, saved, result, records in (logged, quiet):
-        assert statuses == [0, 0]
+        assert set(statuses) == {0}
         # The checkpoint of the skipped step is that of the next one.
         assert saved == [LOST + 1, 12, 18, STEPS]
         assert result["state"] == "finished"
@@ -87,13 +88,3 @@ def test_ten_in_a_row_are_divergence(tmp_path: Path, write_config: Callable[...,
     assert saved == []
     assert result["state"] == "diverged"
     assert "the gradients of 10 steps in a row are not finite at step 15" in result["last_words"]
-
-
-@pytest.mark.parametrize("every", [1, 100])
-def test_without_zero_nothing_is_skipped_and_nothing_lost_is_saved(
-    tmp_path: Path, write_config: Callable[..., Path], every: int
-) -> None:
-    statuses, saved, result, _ = outcome(tmp_path, write_config, every, {LOST + 1}, parallel={"zero_stage": 0})
-    assert statuses == [2]
-    assert saved == [LOST]
-    assert result["state"] == "diverged"
