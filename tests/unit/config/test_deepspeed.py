@@ -128,7 +128,8 @@ def test_one_replica_has_nothing_to_share() -> None:
     assert stage({"zero_stage": 1}, 2) == 1
     assert stage({"zero_stage": 3}, 1) == 3
     assert stage({"zero_stage": 1}, 1, training={"precision": "bf16"}) == 1
-    assert stage({"zero_stage": 1}, 1, deepspeed={"offload_optimizer": "cpu"}) == 1
+    offload: dict[str, Any] = {"optimizer": {"implementation": "torch"}, "deepspeed": {"offload_optimizer": "cpu"}}
+    assert stage({"zero_stage": 1}, 1, **offload) == 1
 
 
 @pytest.mark.parametrize(
