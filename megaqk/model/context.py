@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import torch
+
 from megaqk.config.model import ModelConfig
 from megaqk.config.root import Config
 from megaqk.model.taps import Taps
@@ -37,6 +39,13 @@ class ModelContext:
     tp: TensorParallel = field(default_factory=TensorParallel)
     rng: DropoutRng = field(default_factory=DropoutRng)
     taps: Taps = field(default_factory=Taps)
+
+
+def is_compiled(config: Config, device: torch.device) -> bool:
+    """Whether blocks and loss are compiled: as configured, or where it is known to win."""
+    if config.training.compile is not None:
+        return config.training.compile
+    return device.type == "cuda" and config.parallel.zero_stage < 3 and not config.model.drops
 
 
 def model_context(

@@ -1,5 +1,7 @@
 """What a run refuses before its first step, decided alike for `megaqk check` and for the run."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from megaqk.data.existing import PreparedData
 from megaqk.data.identity import data_identity
 from megaqk.data.splits import Splits
 from megaqk.errors import UserError
+from megaqk.model.context import is_compiled
 from megaqk.model.vocab_size import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
 from megaqk.parallel.world import World
@@ -95,6 +98,8 @@ def missing(config: Config, device: torch.device) -> list[str]:
             "optimizer.implementation = deepspeed_cpu: must be one of auto, torch, deepspeed_fused, apex on a CUDA "
             "device, unless deepspeed.offload_optimizer = cpu"
         )
+    if is_compiled(config, device) and not shutil.which(os.environ.get("CXX", "g++")):
+        lines.append("training.compile: needs a C++ compiler, g++ or what CXX names; or set training.compile=false")
     try:
         choose_implementation(config.optimizer, device)
     except UserError as error:

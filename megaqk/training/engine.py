@@ -12,7 +12,7 @@ from torch import Tensor
 from megaqk.config.deepspeed import deepspeed_config
 from megaqk.config.root import Config
 from megaqk.model.batch import Batch, Stream
-from megaqk.model.context import model_context
+from megaqk.model.context import is_compiled, model_context
 from megaqk.model.decoder import Decoder, parameter_inventory
 from megaqk.model.init import initialize
 from megaqk.model.vocab_size import Vocabulary
@@ -36,13 +36,6 @@ def to_device(part: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor
     """A part of a micro-batch on a device, without waiting for the copy."""
     first, second = part
     return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
-
-
-def is_compiled(config: Config, device: torch.device) -> bool:
-    """Whether blocks and loss are compiled: as configured, or where it is known to win."""
-    if config.training.compile is not None:
-        return config.training.compile
-    return device.type == "cuda" and config.parallel.zero_stage < 3 and not config.model.drops
 
 
 class TrainingEngine:

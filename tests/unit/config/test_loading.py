@@ -125,6 +125,14 @@ REFUSALS = [
     ("qk_timing: {projections: []}", "qk_timing.projections = []: must have at least 1 entry"),
     ("data: {text: a, split: [1, 1, 1]}", "data.split = [1.0, 1.0, 1.0]: must be three fractions that add up to 1"),
     # Impossible combinations.
+    (
+        "training: {compile: true}\nparallel: {zero_stage: 3}",
+        "training.compile = true: must be false or null with parallel.zero_stage = 3",
+    ),
+    (
+        "training: {compile: true}\nmodel: {dropout: 0.1}",
+        "training.compile = true: must be false or null with model.dropout = 0.1",
+    ),
     ("parallel: {tensor: 5}", "model.num_heads = 12: must be divisible by parallel.tensor = 5"),
     (
         "model: {num_kv_heads: 3}\nparallel: {tensor: 2}",

@@ -6,7 +6,7 @@ import torch
 from megaqk.config.model import ModelConfig
 from megaqk.model.batch import plain_positions
 from megaqk.model.context import ModelContext
-from megaqk.model.core_attention import document_attention, flex_document_attention
+from megaqk.model.core_attention import document_attention, document_mask, flex_document_attention
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 
@@ -70,3 +70,10 @@ def test_flex_attention_agrees_with_attention_apart() -> None:
     positions = packed_positions()
     apart = document_attention(query, key, value, positions)
     torch.testing.assert_close(flex_document_attention(query, key, value, positions), apart, rtol=1e-5, atol=1e-6)
+
+
+def test_the_layers_of_a_micro_batch_share_its_mask() -> None:
+    first, second = packed_positions(), packed_positions()
+    mask = document_mask(first)
+    assert document_mask(first) is mask
+    assert document_mask(second) is not mask

@@ -18,7 +18,7 @@ TOKENS, LAYERS = 50, 3
 def weights(
     preset: str = "gpt", *, rows: int = 64, size: int = 1, rank: int = 0, seed: int = 7, **model: object
 ) -> dict[str, torch.nn.Parameter]:
-    values = {"preset": preset, "num_layers": LAYERS, "hidden_size": 64, "num_heads": 4} | model
+    values: dict[str, object] = {"preset": preset, "num_layers": LAYERS, "hidden_size": 64, "num_heads": 4, **model}
     context = ModelContext(
         model=ModelConfig.model_validate(values),
         rows=rows,
@@ -34,8 +34,10 @@ def weights(
 @pytest.mark.parametrize("preset", ["gpt", "llama"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_rank_has_its_part_of_one_model(preset: str, size: int) -> None:
-    whole = weights(preset)
-    ranks = [weights(preset, size=size, rank=rank) for rank in range(size)]
+    # Feed-forward shards that begin within what one seed draws, and end within the next.
+    width = {"hidden_size": 192}
+    whole = weights(preset, **width)
+    ranks = [weights(preset, size=size, rank=rank, **width) for rank in range(size)]
     for name, value in whole.items():
         parts = [rank[name] for rank in ranks]
         dim = sharding_of(parts[0]).dim

@@ -1,10 +1,12 @@
 """Recomputed activations are those of the forward pass, dropout masks included."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaqk.config.model import ModelConfig
 from megaqk.model.batch import plain_positions
@@ -43,3 +45,33 @@ def test_recomputation_repeats_the_dropout_masks(preset: str, dropout: dict[str,
         assert again.keys() == kept.keys()
         for name, gradient in kept.items():
             torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-7, msg=f"{recompute} {name}")
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.count[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset", ["gpt", "llama"])
+def test_selective_recomputation_repeats_no_product(preset: str) -> None:
+    def calls(recompute: str) -> Counter[str]:
+        with Calls() as mode:
+            gradients(recompute, preset=preset)
+        return mode.count
+
+    kept, selective, full = (calls(recompute) for recompute in ("none", "selective", "full"))
+    norm = {"gpt": "aten::native_layer_norm", "llama": "aten::_fused_rms_norm"}[preset]
+    products = ("aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu")
+    assert sum(kept[name] for name in products) > 0
+    for name in products:
+        assert selective[name] == kept[name]
+    assert sum(full[name] for name in products) > sum(kept[name] for name in products)
+    assert selective[norm] > kept[norm]

@@ -15,3 +15,11 @@ def test_an_optimizer_on_the_host_has_its_state_there(device: str, offload: str,
     )
     lines = missing(config, torch.device(device))
     assert [line.split(": must")[0] for line in lines] == ["optimizer.implementation = deepspeed_cpu"] * refused
+
+
+@pytest.mark.parametrize(("asked", "refused"), [(True, True), (None, False)])
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, asked: bool | None, refused: bool) -> None:
+    config = build_config({"training": {"compile": asked}})
+    assert missing(config, torch.device("cpu")) == []
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert [line.split(":")[0] for line in missing(config, torch.device("cpu"))] == ["training.compile"] * refused
