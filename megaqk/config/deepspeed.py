@@ -18,7 +18,8 @@ def deepspeed_config(config: Config, *, micro_batches: int, cuda: bool = False) 
     """
     training, parallel, deepspeed = config.training, config.parallel, config.deepspeed
     scale = deepspeed.model_dump(include={"initial_scale_power", "loss_scale_window"})
-    zero = deepspeed.model_dump(exclude=set(scale)) | {
+    bf16 = deepspeed.model_dump(include={"immediate_grad_update"})
+    zero = deepspeed.model_dump(exclude={*scale, *bf16}) | {
         "stage": parallel.zero_stage,
         # Whole or not at all: with a ratio, the part left on the GPU has a copy of the first group's learning rate,
         # which no schedule reaches.
@@ -36,10 +37,11 @@ def deepspeed_config(config: Config, *, micro_batches: int, cuda: bool = False) 
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": training.precision == "bf16"},
+        "bf16": {"enabled": training.precision == "bf16", **bf16},
         "fp16": {"enabled": training.precision == "fp16", **scale},
         # The default is the model's dtype, which loses small gradients over many micro-batches.
         "data_types": {"grad_accum_dtype": "fp32" if training.precision == "bf16" else None},
+        **({"communication_data_type": "fp32"} if training.precision == "bf16" else {}),
         "pipeline": {
             # Partitioned transfers cut the activation over the tensor-parallel ranks and trust that all of them hold
             # the same one, which is wrong under sequence parallelism; there each sends its own part in any case.
