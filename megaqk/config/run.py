@@ -75,7 +75,7 @@ class DeepSpeedConfig(Section):
     )
     immediate_grad_update: bool = Field(
         False,
-        description="bf16 with ZeRO-1: add each gradient to its fp32 sum as soon as it is computed instead of after the "
+        description="bf16 with ZeRO-1: add each gradient to its fp32 sum as soon as it is computed, not after the "
         "backward pass; saves 2 bytes a parameter, and the sums are the same.",
     )
     initial_scale_power: int = Field(16, ge=0, le=32, description="fp16: the loss scale starts at 2 to this power.")

@@ -39,7 +39,7 @@ def test_follows_the_fp32_loop(name: str) -> None:
     ("world", "parallel"),
     [
         (2, {"zero_stage": 1, "data": 2}),
-        # Parts of gradients to sum over tensor ranks, a tied embedding's over stages, a stage without upper projections.
+        # Parts of gradients to sum over tensor ranks, a tied embedding's over stages, a group that one stage lacks.
         (4, {"zero_stage": 1, "tensor": 2, "pipeline": 2, "sequence": True}),
     ],
     ids=str,
