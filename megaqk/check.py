@@ -11,7 +11,7 @@ from megaqk.parallel.world import World
 from megaqk.runtime.launch import Launch
 
 if TYPE_CHECKING:
-    from megaqk.training.memory import Memory
+    from megaqk.training.zero_memory import Memory
 
 GPU_GIB = {
     "B200": 178,
@@ -137,8 +137,8 @@ def _fit(stages: "Callable[..., list[Memory]]", micro_batch: int, capacity: floa
     for words in (*((f"training.micro_batch_size={micro_batch // 2}",),) * (micro_batch > 1), *_REMEDIES):
         with suppress(UserError):  # not with this run
             ways.append((needed(*words), " ".join(words)))
-    helpful = [f"{words} ({less:.1f})" for less, words in sorted(ways) if less < 0.99 * need]
+    helpful = [f"{less:.1f} with {words}" for less, words in sorted(ways) if less < 0.99 * need]
     raise UserError(
         f"memory = {need:.1f} GiB: must be at most {usable:.1f} on {name} ({USABLE:.0%} of {capacity:g}), "
-        f"{need - usable:.1f} too much; " + (f"less with {', '.join(helpful)}" if helpful else "give it more processes")
+        f"{need - usable:.1f} too much; it is " + ", ".join([*helpful, "less with more processes"])
     )

@@ -11,10 +11,12 @@ from megaqk.optim.multipliers import Moment
 from megaqk.optim.schedules import lr_factor
 from megaqk.optim.timing import Timing
 from megaqk.parallel.world import World
-from megaqk.training.memory import GIB, Memory
+from megaqk.training.zero_memory import Memory
 
 RANKS_SHOWN = 16
 """Longest list of ranks that is shown whole."""
+
+GIB = 2**30
 
 
 def resolved_plan(
