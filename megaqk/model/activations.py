@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megaqk.config.root import Config
 from megaqk.model.vocab_size import Vocabulary
+from megaqk.parallel.cross_entropy import CHUNK, CHUNK_ON_CPU
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Of weights and activations, by `training.precision`."""
@@ -23,7 +24,7 @@ class Activations:
         final: What the final norm keeps.
         logits: The logits alone.
         loss: The most that logits and cross entropy hold at a time.
-        head: What the backward pass of the head needs beside the gradient of its weight.
+        head: The gradients of the logits and of the last hidden state.
     """
 
     stream: int
@@ -76,7 +77,7 @@ def count_activations(config: Config, vocabulary: Vocabulary, *, cuda: bool) -> 
     elif model.attention_dropout:
         core += query  # sample by sample, then joined
     # Rotating needs cos and sin alone.
-    rotated = model.positions == "rotary" and not model.qk_norm and config.training.recompute != "selective"
+    rotated = model.positions == "rotary" and not model.qk_norm
     projections = kv if rotated else query + 2 * kv
     attention = stream + norm + stream + projections + core  # the norm's input, the norm, its output
 
@@ -95,21 +96,19 @@ def count_activations(config: Config, vocabulary: Vocabulary, *, cuda: bool) -> 
         gathered = (2 + (samples > 1)) * whole if config.parallel.sequence else 0
         flowing = max(flowing, stream + whole + gathered - (2 if model.gated else 1) * ffn)
 
-    kept = {"none": everything, "selective": everything - core + query, "full": stream}[training.recompute]
-    final = stream + norm + stream
-    columns = min(vocabulary.tokens, vocabulary.rows // tensor)
-    entries = tokens * columns
-    # fp32 scores: their log-softmax, the gradient of that, and of them (one rank); or the exponentials, in whose place
-    # the gradient is computed, beside the scores they come from (several).
-    entry = 12 if tensor == 1 else 8 + (0 if size == 4 else 2)
-    padded = columns < vocabulary.rows // tensor
+    # Selective recomputation keeps what products and attention give, whether or not a gradient needs it.
+    attended = query + tokens * 4 * model.num_heads // tensor if cuda or not model.attention_dropout else 0
+    products = query + 2 * kv + attended + stream + (2 if model.gated else 1) * ffn + stream
+    kept = {"none": everything, "selective": stream + products, "full": stream}[training.recompute]
+    # The gradient of the logits takes their place, a chunk in fp32 (shifted, and a copy of what is narrower) at a time.
+    entries = tokens * vocabulary.rows // tensor
+    chunk = min(entries, CHUNK if cuda else CHUNK_ON_CPU) * (4 if size == 4 else 8)
     return Activations(
         stream=stream,
         block=kept,
-        backward=flowing + (everything - stream if training.recompute == "full" else 0),
-        final=final,
+        backward=flowing + (everything - kept if training.recompute != "none" else 0),
+        final=stream + norm + stream,
         logits=entries * size,
-        loss=entries * entry,
-        # The gradients of the logits and of the last hidden state; that of the weight comes without its padding first.
-        head=entries * size + whole + (columns * model.hidden_size * size if padded else 0),
+        loss=entries * size + chunk,
+        head=entries * size + whole,
     )

@@ -77,17 +77,18 @@ def _moments(
     exchanged = 0
     if world.pipeline > 1:
         exchanged = count.stream * (ahead * ((stage > 0) + (not is_last)) + 2)
-    slots = min(2, world.micro_batches) if is_last and world.pipeline > 1 else 0
+    kept = count.logits * (min(2, world.micro_batches) if is_last and world.pipeline > 1 else 0)
+    others = max(0, kept - count.logits)
     tables = layers * config.training.sequence_length * model.head_size * 4 if model.positions == "rotary" else 0
     table = model.hidden_size * vocabulary.rows // world.tensor
 
-    def moment(*, gradients: int, activations: int = 0, logits: int = 0, buffers: int = 0) -> Memory:
+    def moment(*, gradients: int, activations: int = 0, logits: int = kept, buffers: int = 0) -> Memory:
         return replace(
             states.always,
             weights=states.always.weights + tables,
             gradients=states.always.gradients + gradients,
             activations=activations,
-            logits=logits + slots * count.logits,
+            logits=logits,
             buffers=states.always.buffers + exchanged + buffers,
         )
 
@@ -101,9 +102,9 @@ def _moments(
         fresh = 0 if lands else states.fresh * matrix
         if is_last:
             # The loss; then the gradient of the head, whole while those of the blocks are still to come.
-            yield moment(gradients=held, activations=micro, logits=count.loss)
+            yield moment(gradients=held, activations=micro, logits=others + count.loss)
             head = held + states.fresh * table
-            yield moment(gradients=head, activations=micro, logits=count.head, buffers=meanwhile)
+            yield moment(gradients=head, activations=micro, logits=others + count.head, buffers=meanwhile)
         # The last block; then the first, when the others' activations are gone and their gradients there.
         gradients = held + (size * table if lands and is_last else fresh)
         yield moment(gradients=gradients, activations=flying * micro + count.backward, buffers=meanwhile)

@@ -165,7 +165,7 @@ def _zero12(config: Config, world: World, local: LocalParameters, size: int, *, 
             # The sums so far and those of this pass; bf16 adds to the former at once.
             reduced=kept * (1 + (second_pass and not bf16)) + alone,
             bucket=size * bucket * (1 + overlap),
-            copies=(2 + 4 if bf16 else size) * filled,
+            copies=(4 if size == 4 else 2 + 4) * filled,
             early=True,
             stepping=kept + flat,
         )
@@ -192,9 +192,9 @@ def _zero3(config: Config, local: LocalParameters, size: int) -> States:
     small = sum(numel for numel in local.sizes if numel < deepspeed.stage3_param_persistence_threshold)
     # Forward and backward pass are one walk: the last layers' weights are used again soon enough to stay whole.
     live = min(total - small, _MAX_REUSE_DISTANCE // 2 + deepspeed.stage3_prefetch_bucket_size)
-    # Gradients are reduced in fp32 but for fp16, and so they are kept. fp32 weights have a second copy, too.
+    # Gradients are reduced in fp32, and but for fp16 so they are kept. fp32 weights have a second copy, too.
     wide = 2 if precision == "fp16" else 4
-    always = Memory(weights=size * (shard + small + live), buffers=wide * bucket)
+    always = Memory(weights=size * (shard + small + live), buffers=4 * bucket)
     if deepspeed.offload_optimizer == "cpu":
         always = replace(always, host=(12 + wide + 4) * shard)
     else:
@@ -202,7 +202,7 @@ def _zero3(config: Config, local: LocalParameters, size: int) -> States:
     return States(
         always=always,
         fresh=size,
-        copies=wide * min(bucket, total),
+        copies=4 * min(bucket, total),
         early=True,
         stepping=0 if always.host else 4 * local.largest_shard,
     )
