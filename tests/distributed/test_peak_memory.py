@@ -32,7 +32,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         {"preset": "llama", "precision": "bf16", "deepspeed": AT_ONCE, **WIDE},
     ),
     "gpt, wide, data 2, ZeRO-2, bf16": (2, {"preset": "gpt", "zero_stage": 2, "precision": "bf16", **WIDE}),
-    "gpt, wide, data 2, ZeRO-2, offloaded": (2, {"preset": "gpt", "zero_stage": 2, "deepspeed": OFFLOAD, **WIDE}),
+    "gpt, wide, data 2, ZeRO-1, offloaded": (2, {"preset": "gpt", "zero_stage": 1, "deepspeed": OFFLOAD, **WIDE}),
     "gpt, wide, data 2, ZeRO-3": (2, {"preset": "gpt", "zero_stage": 3, **WIDE}),
     "llama, tensor 2": (2, {"preset": "llama", "tensor": 2, **DEEP}),
     "gpt, tensor 2, sequence": (2, {"preset": "gpt", "tensor": 2, "sequence": True, **DEEP}),
