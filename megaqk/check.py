@@ -1,11 +1,45 @@
 """`megaqk check`: refuse a configuration, or show the run that it describes, without starting a process."""
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from megaqk.config.loading import load_config
+from megaqk.errors import UserError
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import Launch
+
+if TYPE_CHECKING:
+    from megaqk.training.zero_memory import Memory
+
+GPU_GIB = {
+    "B200": 178,
+    "H200": 140,
+    "H100-80GB": 79,
+    "A100-80GB": 79,
+    "A100-40GB": 39,
+    "L40S": 44,
+    "L4": 22,
+    "A10": 22,
+    "RTX-4090": 23,
+    "V100-32GB": 31,
+    "V100-16GB": 15,
+}
+"""Whole GiB of what nvidia-smi reports as the memory of a GPU."""
+
+USABLE = 0.9
+"""Of a GPU's memory: the estimate is good to 10 %, and CUDA, NCCL and fragmentation have their share."""
+
+# Each alone, as far as the run allows it.
+_REMEDIES = (
+    ("training.recompute=selective",),
+    ("training.recompute=full",),
+    ("deepspeed.immediate_grad_update=true",),
+    ("parallel.zero_stage=2",),
+    ("parallel.zero_stage=3",),
+    ("deepspeed.offload_optimizer=cpu", "optimizer.implementation=deepspeed_cpu"),
+)
 
 
 def add_check_command(subparsers: Any) -> None:
@@ -13,10 +47,10 @@ def add_check_command(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "check",
         help="check a configuration offline and show the resolved plan",
-        usage="megaqk check CONFIG --world-size N [key=value ...]",
+        usage="megaqk check CONFIG --world-size N [--gpu NAME | --memory GIB] [key=value ...]",
         description="Check a configuration for a number of processes, and its data; a small text is prepared and kept. "
         "Prints the plan of the run: ranks, layers per pipeline stage, parameters, groups with their multipliers over "
-        "time. Exit status 2 and one line if it is refused.",
+        "time, memory. Exit status 2 and one line if it is refused, or does not fit the GPU that is named.",
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
     overrides = parser.add_argument(
@@ -25,11 +59,16 @@ def add_check_command(subparsers: Any) -> None:
     # With nargs="*" argparse settles for none as soon as CONFIG is followed by an option, and then refuses the rest.
     overrides.required = False
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="number of processes")
+    fit = parser.add_mutually_exclusive_group()
+    fit.add_argument("--gpu", metavar="NAME", help=f"whether it fits: {', '.join(GPU_GIB)}")
+    fit.add_argument("--memory", type=float, metavar="GIB", help="whether it fits a GPU of so much memory")
     parser.set_defaults(run=run_check)
 
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Run the command; exit status 0, or a `UserError` where the configuration or its data is refused."""
+    if arguments.gpu not in (None, *GPU_GIB):
+        raise UserError(f"--gpu = {arguments.gpu}: must be one of {', '.join(GPU_GIB)}; or give --memory GIB")
     config = load_config(arguments.config, arguments.overrides)
     world = World(config, Launch(world_size=arguments.world_size))
     # Only now, since the model's modules import torch: a refusal of the configuration is immediate.
@@ -38,10 +77,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     from megaqk.model.decoder import parameter_inventory
     from megaqk.model.vocab_size import vocabulary_of
     from megaqk.optim.groups import plan_groups
-    from megaqk.plan_text import resolved_plan
+    from megaqk.plan_text import memory_table, resolved_plan
     from megaqk.runtime.agreement import Solo
     from megaqk.runtime.device import choose_device
     from megaqk.training.checks import missing, open_inputs
+    from megaqk.training.memory import estimate_memory
 
     if prepares_quickly(config.data):
         vocabulary, later = open_inputs(config, world, Solo()).vocabulary, []
@@ -51,9 +91,54 @@ def run_check(arguments: argparse.Namespace) -> int:
         vocabulary = vocabulary_of(config, tokens)
         later = [f"data.text = {config.data.text}: is prepared at the start of the run, which refuses what it lacks"]
     parameters = parameter_inventory(config, rows=vocabulary.rows)
-    print(resolved_plan(config, world, parameters, plan_groups(config, parameters)))
+    groups, device = plan_groups(config, parameters), choose_device()
+    print(resolved_plan(config, world, parameters, groups))
+    capacity = GPU_GIB[arguments.gpu] if arguments.gpu else arguments.memory
+
+    def stages(*overrides: str) -> "list[Memory]":
+        """The memory of the run with more overrides."""
+        changed = load_config(arguments.config, [*arguments.overrides, *overrides])
+        there = World(changed, world.launch)
+        cuda = capacity is not None or device.type == "cuda"
+        return estimate_memory(changed, there, vocabulary, parameters, groups, cuda=cuda)
+
+    print("\n" + memory_table(stages()))
     # It may be asked on another machine than the one that will run.
-    later += [f"not on this machine: {line}" for line in missing(config, choose_device())]
+    later += [f"not on this machine: {line}" for line in missing(config, device)]
     if later:
         print("\n" + "\n".join(later))
+    if capacity is not None:
+        print("\n" + _fit(stages, config.training.micro_batch_size, capacity, arguments.gpu or "the GPU"))
     return 0
+
+
+def _fit(stages: "Callable[..., list[Memory]]", micro_batch: int, capacity: float, name: str) -> str:
+    """Say that a run fits, or refuse it and say what would help.
+
+    Args:
+        stages: The memory of the run with more overrides.
+        micro_batch: Its samples of a forward pass.
+        capacity: The GPU's memory in GiB.
+        name: What to call the GPU.
+
+    Raises:
+        UserError: If it does not fit.
+    """
+
+    def needed(*overrides: str) -> float:
+        return max(memory.total for memory in stages(*overrides)) / 2**30
+
+    need, usable = needed(), USABLE * capacity
+    if need <= usable:
+        return (
+            f"fits {name}: {need:.1f} GiB of the {usable:.1f} that may be planned with ({USABLE:.0%} of {capacity:g})"
+        )
+    ways = []
+    for words in (*((f"training.micro_batch_size={micro_batch // 2}",),) * (micro_batch > 1), *_REMEDIES):
+        with suppress(UserError):  # not with this run
+            ways.append((needed(*words), " ".join(words)))
+    helpful = [f"{less:.1f} with {words}" for less, words in sorted(ways) if less < 0.99 * need]
+    raise UserError(
+        f"memory = {need:.1f} GiB: must be at most {usable:.1f} on {name} ({USABLE:.0%} of {capacity:g}), "
+        f"{need - usable:.1f} too much; it is " + ", ".join([*helpful, "less with more processes"])
+    )

@@ -1,6 +1,7 @@
 """The resolved plan of a run as text: everything that is known before a process starts."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from megaqk.config.root import Config
 from megaqk.model.decoder import stage_bounds
@@ -10,9 +11,12 @@ from megaqk.optim.multipliers import Moment
 from megaqk.optim.schedules import lr_factor
 from megaqk.optim.timing import Timing
 from megaqk.parallel.world import World
+from megaqk.training.zero_memory import Memory
 
 RANKS_SHOWN = 16
 """Longest list of ranks that is shown whole."""
+
+GIB = 2**30
 
 
 def resolved_plan(
@@ -37,6 +41,19 @@ def resolved_plan(
             "Parameter groups, and their multiplier when so many steps have been taken\n" + _groups(config, groups),
             *_never_released(config, groups),
         )
+    )
+
+
+def memory_table(stages: Sequence[Memory]) -> str:
+    """What the fullest rank of each pipeline stage needs, part by part, in GiB."""
+    parts = [field.name for field in fields(Memory) if field.name != "host"] + ["total"]
+    if any(memory.host for memory in stages):
+        parts.append("host")
+    rows = [
+        [str(stage), *(f"{getattr(memory, part) / GIB:.2f}" for part in parts)] for stage, memory in enumerate(stages)
+    ]
+    return "Memory in GiB of the fullest rank of each stage, at its highest moment\n" + _table(
+        [["stage", *parts], *rows]
     )
 
 

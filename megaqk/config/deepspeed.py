@@ -30,7 +30,8 @@ def deepspeed_config(config: Config, *, micro_batches: int, cuda: bool = False) 
     replicas = training.global_batch_size // (training.micro_batch_size * micro_batches)
     stage = zero_stage_in_use(config, data=replicas)
     scale = deepspeed.model_dump(include={"initial_scale_power", "loss_scale_window"})
-    zero = deepspeed.model_dump(exclude=set(scale)) | {
+    bf16 = deepspeed.model_dump(include={"immediate_grad_update"})
+    zero = deepspeed.model_dump(exclude={*scale, *bf16}) | {
         "stage": stage,
         # Whole or not at all: with a ratio, the part left on the GPU has a copy of the first group's learning rate,
         # which no schedule reaches.
@@ -48,7 +49,7 @@ def deepspeed_config(config: Config, *, micro_batches: int, cuda: bool = False) 
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": training.precision == "bf16"},
+        "bf16": {"enabled": training.precision == "bf16", **bf16},
         "fp16": {"enabled": training.precision == "fp16", **scale},
         # The default is the model's dtype, which loses small gradients over many micro-batches.
         "data_types": {"grad_accum_dtype": "fp32" if training.precision == "bf16" else None},

@@ -102,6 +102,17 @@ class Config(Section):
             self._require(possible or not overlap, "deepspeed.overlap_comm", f"must be null or false {where}")
             # In bf16 the pipeline engine hands the offloading optimizer wrong gradients: the norm was 28 % off.
             self._require(possible or not offload, "deepspeed.offload_optimizer", f"must be none {where}")
+        for key, possible in (
+            ("training.precision", self.training.precision == "bf16"),
+            # Elsewhere DeepSpeed's ZeRO optimizers accumulate, which do not read it.
+            ("parallel.zero_stage", parallel.zero_stage == 1),
+            ("deepspeed.offload_optimizer", not offload),
+        ):
+            self._require(
+                possible or not self.deepspeed.immediate_grad_update,
+                "deepspeed.immediate_grad_update",
+                f"must be false with {key} = {attrgetter(key)(self)}",
+            )
         self._require(
             # On a GPU the other implementations are CUDA kernels, and what is offloaded lies in the host's memory.
             not offload or self.optimizer.implementation in ("torch", "deepspeed_cpu"),

@@ -19,7 +19,7 @@ IGNORE_INDEX = -100
 """A label that carries no loss."""
 
 # Logits converted to fp32 at a time: within a CPU's cache, and few launches on a GPU (256 MiB).
-_CHUNK_ON_CPU, _CHUNK = 1 << 18, 1 << 26
+CHUNK_ON_CPU, CHUNK = 1 << 18, 1 << 26
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         here = (local >= 0) & (local < tokens)
         local = local.where(here, 0)
         log_sum_exp, _ = _kernels(compiled)
-        ctx.chunk = max(1, (_CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK) // max(1, tokens))
+        ctx.chunk = max(1, (CHUNK_ON_CPU if logits.device.type == "cpu" else CHUNK) // max(1, tokens))
         if tokens:
             normaliser = torch.cat([log_sum_exp(part) for part in torch.split(rows, ctx.chunk)])
             target = rows.gather(1, local.unsqueeze(1)).squeeze(1).float() * here

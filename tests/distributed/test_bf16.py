@@ -102,6 +102,25 @@ def test_gradients_are_accumulated_and_summed_in_fp32(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (2, {"zero_stage": 1, "data": 2}),
+        # Parts of gradients to sum over tensor ranks, a tied embedding's over stages, a group that one stage lacks.
+        (4, {"zero_stage": 1, "tensor": 2, "pipeline": 2, "sequence": True}),
+    ],
+    ids=str,
+)
+def test_gradients_added_up_at_once_change_nothing(world: int, parallel: dict[str, Any]) -> None:
+    case = driver.settings({"preset": "gpt"}, training={"precision": "bf16"}, **parallel)
+    runs = [{"case": case}, {"case": case | {"deepspeed": {"immediate_grad_update": True}}}]
+    after, at_once = run_distributed(driver.engine_runs, world, runs, init=False, timeout=120)[0]
+    assert at_once.losses == after.losses
+    assert at_once.norms == after.norms
+    for name, weight in after.weights.items():
+        assert torch.equal(at_once.weights[name], weight), name
+
+
+@pytest.mark.parametrize(
     ("world", "parallel"), [(1, {"zero_stage": 1}), (2, {"zero_stage": 3}), (2, {"pipeline": 2})], ids=str
 )
 def test_rotary_tables_are_those_of_fp32(world: int, parallel: dict[str, Any]) -> None:

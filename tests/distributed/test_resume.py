@@ -317,8 +317,12 @@ class Malice:
         return (open, (self.target, "w"))
 
 
-@pytest.mark.parametrize("pattern", ["*model_states.pt", "*optim_states.pt"])
-def test_a_checkpoint_runs_no_code(finished: Path, capfd: pytest.CaptureFixture[str], pattern: str) -> None:
+@pytest.mark.parametrize(("pattern", "zero"), [("*model_states.pt", 1), ("*optim_states.pt", 2)])
+def test_a_checkpoint_runs_no_code(
+    tmp_path: Path, write_config: Callable[..., Path], capfd: pytest.CaptureFixture[str], pattern: str, zero: int
+) -> None:
+    finished = write_config(tmp_path, parallel={"zero_stage": zero})
+    assert rerun(finished, capfd)[0] == [0]
     newest = finished.parent / "run" / "checkpoints" / f"step-{STEPS}"
     proof = finished.parent / "proof"
     [victim] = newest.glob(pattern)

@@ -1,6 +1,7 @@
 import argparse
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,33 @@ def test_what_only_the_machine_can_tell_is_said_and_not_refused(
         "not on this machine: training.precision = fp16",
         "not on this machine: optimizer.implementation = apex",
     ]
+
+
+def test_whether_it_fits_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(tmp_path, "CONFIG", "--world-size", "2")
+    assert "Memory in GiB" in capsys.readouterr().out
+    assert check(tmp_path, "CONFIG", "--world-size", "2", "--gpu", "H100-80GB") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("fits H100-80GB: ")
+    assert last.endswith("of the 71.1 that may be planned with (90% of 79)")
+    large = ["model.hidden_size=8192", "model.num_layers=30", "training.precision=bf16"]
+    with pytest.raises(UserError) as caught:
+        check(tmp_path, "CONFIG", "--world-size", "2", "--gpu", "A100-40GB", *large)
+    # 24 billion parameters x (2 + 4 + 2 bytes + 12 on two ranks), at least.
+    said = re.fullmatch(
+        r"memory = ([\d.]+) GiB: must be at most 35.1 on A100-40GB \(90% of 39\), ([\d.]+) .*", str(caught.value)
+    )
+    assert said
+    assert float(said[1]) > 24.2 * 14 / 1.0737
+    assert float(said[2]) == pytest.approx(float(said[1]) - 35.1, abs=0.1)
+    ways = re.findall(r"([\d.]+) with (\S+?),? ", str(caught.value))
+    assert {word for _, word in ways} >= {"parallel.zero_stage=3", "deepspeed.immediate_grad_update=true"}
+    assert all(float(less) < float(said[1]) for less, _ in ways)
+
+
+def test_an_unknown_gpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--gpu = H100: must be one of B200, .*; or give --memory GIB$"):
+        check(tmp_path, "CONFIG", "--world-size", "1", "--gpu", "H100")
 
 
 def test_a_large_text_is_prepared_by_the_run(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
-from deepspeed.runtime.precision_config import DeepSpeedFP16Config
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from megaqk.config import run
@@ -72,6 +72,7 @@ def test_deepspeed_reads_every_key_of_its_section(monkeypatch: pytest.MonkeyPatc
         "stage3_param_persistence_threshold": 14,
         "stage3_max_live_parameters": 15,
         "offload_optimizer": "cpu",
+        "immediate_grad_update": False,
         "initial_scale_power": 8,
         "loss_scale_window": 16,
     }
@@ -94,8 +95,15 @@ def test_deepspeed_reads_every_key_of_its_section(monkeypatch: pytest.MonkeyPatc
     assert scale.dynamic_loss_scale_args()["scale_window"] == 16
 
 
+def test_gradients_may_be_added_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked in (False, True):
+        sections = {"training": {"precision": "bf16"}, "deepspeed": {"immediate_grad_update": asked}}
+        assert accepted(derive(sections), 1, monkeypatch).bfloat16_config.immediate_grad_update is asked
+
+
 def test_our_defaults_are_those_of_deepspeed_but_for_the_buckets() -> None:
     theirs = DeepSpeedZeroConfig().model_dump(by_alias=True) | DeepSpeedFP16Config().model_dump()
+    theirs |= DeepSpeedBF16Config().model_dump()
     ours = run.DeepSpeedConfig().model_dump(exclude={"overlap_comm", "offload_optimizer"})
     assert {key for key, value in ours.items() if theirs[key] != value} == {
         "reduce_bucket_size",
@@ -155,6 +163,26 @@ def test_one_replica_has_nothing_to_share() -> None:
             {"deepspeed": {"offload_optimizer": "cpu"}},
             "optimizer.implementation = auto: must be one of torch, deepspeed_cpu with deepspeed.offload_optimizer "
             "= cpu",
+        ),
+        (
+            {"deepspeed": {"immediate_grad_update": True}},
+            "deepspeed.immediate_grad_update = true: must be false with training.precision = fp32",
+        ),
+        (
+            {
+                "deepspeed": {"immediate_grad_update": True},
+                "training": {"precision": "bf16"},
+                "parallel": {"zero_stage": 2},
+            },
+            "deepspeed.immediate_grad_update = true: must be false with parallel.zero_stage = 2",
+        ),
+        (
+            {
+                "deepspeed": {"immediate_grad_update": True, "offload_optimizer": "cpu"},
+                "training": {"precision": "bf16"},
+                "optimizer": {"implementation": "torch"},
+            },
+            "deepspeed.immediate_grad_update = true: must be false with deepspeed.offload_optimizer = cpu",
         ),
         (
             {"deepspeed": {"offload_optimizer": "nvme"}},

@@ -68,10 +68,10 @@ def test_selective_recomputation_repeats_no_product(preset: str) -> None:
         return mode.count
 
     kept, selective, full = (calls(recompute) for recompute in ("none", "selective", "full"))
-    norm = {"gpt": "aten::native_layer_norm", "llama": "aten::_fused_rms_norm"}[preset]
+    cheap = {"gpt": "aten::native_layer_norm", "llama": "aten::silu"}[preset]
     products = ("aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu")
     assert sum(kept[name] for name in products) > 0
     for name in products:
         assert selective[name] == kept[name]
     assert sum(full[name] for name in products) > sum(kept[name] for name in products)
-    assert selective[norm] > kept[norm]
+    assert selective[cheap] > kept[cheap]
