@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed as dist
+from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine
@@ -27,6 +28,8 @@ from megaqk.parallel.gradients import (
 from megaqk.parallel.world import World
 from megaqk.training.checkpoint_writer import CheckpointWriter
 
+# It collects all garbage dozens of times while an optimizer is made, for a log that nobody reads.
+bf16_optimizer.see_memory_usage = lambda *_, **__: None
 # DeepSpeed warns of what it does not know.
 ZERO_SUPPORTED_OPTIMIZERS.extend((TorchAdamW, JointOptimizer))
 
