@@ -40,6 +40,8 @@ def deepspeed_config(config: Config, *, micro_batches: int, cuda: bool = False) 
         "fp16": {"enabled": training.precision == "fp16", **scale},
         # The default is the model's dtype, which loses small gradients over many micro-batches.
         "data_types": {"grad_accum_dtype": "fp32" if training.precision == "bf16" else None},
+        # So is this default, which would round what was accumulated in fp32, even with nobody to sum with.
+        "communication_data_type": None if training.precision == "fp32" else "fp32",
         "pipeline": {
             # Partitioned transfers cut the activation over the tensor-parallel ranks and trust that all of them hold
             # the same one, which is wrong under sequence parallelism; there each sends its own part in any case.

@@ -82,6 +82,9 @@ class TrainingEngine:
             else:
                 with zero3_init(settings, world.grid):
                     self.module = Decoder(context)
+            for buffer in self.module.buffers():
+                # DeepSpeed moves modules, except those that ZeRO-3 has partitioned.
+                buffer.data = buffer.to(world.device)
             self.parameters = self.module.global_parameters()
             for name, parameter in self.parameters.items():
                 with gathered_parameter(parameter, write=True):
