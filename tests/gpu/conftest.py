@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from tests import devices
+from tests.distributed.conftest import data_section, write_config
+
+__all__ = ["data_section", "write_config"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,12 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def device_is_there() -> None:
+def device_is_there(pytestconfig: pytest.Config) -> None:
     problem = devices.missing()
     if problem:
         pytest.exit(problem, returncode=2)
     name = torch.cuda.get_device_name() if devices.ON_CUDA else devices.NAME
-    print(f"device: {name}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+    assert reporter is not None
+    reporter.write_line(f"on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}")
 
 
 @pytest.fixture(scope="session")

@@ -82,11 +82,15 @@ def no_waiting() -> Iterator[None]:
     yield
 
 
-def forward_and_backward(case: dict[str, Any]) -> float:
-    """The first micro-batch of a step; its loss."""
+def forward_and_backward(cases: list[dict[str, Any]]) -> list[float]:
+    """The first micro-batch of a step of each case; its loss."""
+    return [_forward_and_backward(case) for case in cases]
+
+
+def _forward_and_backward(case: dict[str, Any]) -> float:
+    engine = driver.start_engine(case)
     from megaqk.training.engine import to_device
 
-    engine = driver.start_engine(case)
     engine.train_step(driver.micro_batches(engine, driver.batches()[0]), driver.at_step(0))  # whatever is done once
     engine.rng.begin_step(driver.BATCH, micro_batch_size=1, data_rank=0, data_size=1)
     batches = engine._weighted(driver.micro_batches(engine, driver.batches()[1]), engine.world.micro_batches)
@@ -98,9 +102,10 @@ def forward_and_backward(case: dict[str, Any]) -> float:
 
 
 def test_forward_and_backward_do_not_wait() -> None:
-    for preset in ("gpt", "llama"):
-        case = driver.settings(
-            {"preset": preset, "dropout": devices.DROPOUT}, training={"precision": "bf16", "recompute": "selective"}
-        )
-        [loss] = devices.run_ranks(forward_and_backward, 1, case)
-        assert 0 < loss < 10
+    training = {"precision": "bf16", "recompute": "selective"}
+    cases = [
+        driver.settings({"preset": preset, "dropout": devices.DROPOUT}, training=training)
+        for preset in ("gpt", "llama")
+    ]
+    [losses] = devices.run_ranks(forward_and_backward, 1, cases)
+    assert all(0 < loss < 10 for loss in losses)
