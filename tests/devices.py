@@ -14,6 +14,7 @@ from tests.harness import run_distributed
 
 NAME = os.environ.get("TEST_DEVICE", "cuda")
 ON_CUDA = NAME == "cuda"
+PATIENCE = 1 if ON_CUDA else 5  # with a stand-in's speed
 DROPOUT = 0.0 if NAME == "pretend" else 0.1  # it has no random generator
 
 
@@ -33,26 +34,27 @@ def start(*, staged: bool = False) -> torch.device:
         staged: Whether ranks share it, so that what they tell each other goes through host memory.
     """
     os.environ["LOCAL_RANK"] = "0"  # all ranks have the one GPU
+    device, key = torch.device("cpu"), ""
     if NAME == "pretend":
         from tests import pretend
 
-        return pretend.install()
-    if ON_CUDA:
+        device, key = pretend.install(), "PrivateUse1"
+    elif ON_CUDA:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        if staged:
-            from tests import staging
+        device, key = torch.device("cuda", 0), "CUDA"
+    if staged and key:
+        from tests import staging
 
-            staging.install("CUDA")
-        return torch.device("cuda", 0)
-    return torch.device("cpu")
+        staging.install(key)
+    return device
 
 
 def run_ranks(func: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
     """`run_distributed` with the device started on every rank: NCCL for one rank on CUDA, gloo for all else."""
     shared = world_size > 1
-    # CUDA does not outlive a fork. A gloo group that is there is taken; none is made where DeepSpeed is to choose.
-    options: dict[str, Any] = {"init": shared, "fork": False} if ON_CUDA else {"init": False}
-    return run_distributed(_on_device, world_size, func, args, shared, timeout=timeout, **options)
+    # A gloo group that is there is taken; none is made where DeepSpeed is to choose. CUDA does not outlive a fork.
+    options: dict[str, Any] = {"init": shared, "fork": not ON_CUDA, "timeout": timeout * PATIENCE}
+    return run_distributed(_on_device, world_size, func, args, shared, **options)
 
 
 def _on_device(func: Callable[..., Any], args: tuple[Any, ...], staged: bool) -> Any:

@@ -15,6 +15,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+            # Ranks have limits of their own.
+            item.add_marker(pytest.mark.timeout(600 * devices.PATIENCE))
 
 
 @pytest.fixture(scope="session", autouse=True)
