@@ -50,7 +50,7 @@ def _staged(operator: Any, *arguments: Any) -> Any:
                 continue  # it may overlap the output
             for ours, theirs in zip(tree_leaves(argument), tree_leaves(copy), strict=True):
                 if isinstance(ours, Tensor):
-                    ours.copy_(theirs)
+                    ours.data.copy_(theirs)  # as a kernel writes, which autograd does not take for a change
     # The caller waits again, which a send of gloo does not take.
     done: torch.futures.Future[None] = torch.futures.Future()
     done.set_result(None)

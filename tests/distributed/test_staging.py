@@ -52,11 +52,13 @@ def broadcast_and_reduce(device: str) -> list[Tensor]:
 
 def point_to_point(device: str) -> list[Tensor]:
     x = values(device, 5)
+    version = x._version
     if dist.get_rank() == 0:
         dist.send(x, dst=1)
     else:
         dist.recv(x, src=0)
     dist.barrier()
+    assert x._version == version, "autograd would take it for a change of what it has saved"
     return [x]
 
 
