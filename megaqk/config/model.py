@@ -51,7 +51,12 @@ class ModelConfig(Section):
     ffn_match_parameters: bool = Field(
         True, description="Read ffn_hidden_size as the ungated width and give gated variants 2/3 of it."
     )
-    ffn_multiple_of: int = Field(8, ge=1, description="A matched gated width is rounded to a multiple of this.")
+    ffn_multiple_of: int | None = Field(
+        None,
+        ge=1,
+        description="A matched gated width is rounded to a multiple of this; null means the largest of 128, 64, 32, 16 "
+        "and 8 that changes it by at most 2 %.",
+    )
     vocab_size: int | None = Field(
         None, ge=2, le=100_000_000, description="Embedding rows; null means the tokenizer's, padded."
     )
@@ -120,6 +125,12 @@ class ModelConfig(Section):
         """
         width = 4 * self.hidden_size if self.ffn_hidden_size is None else self.ffn_hidden_size
         if self.gated and self.ffn_match_parameters:
-            multiple = self.ffn_multiple_of
-            return max(multiple, round(width * 2 / 3 / multiple) * multiple)
+            wanted = width * 2 / 3
+            given = self.ffn_multiple_of
+            # Products over a width that is odd in multiples of 8, also after tensor parallelism, miss the fast kernels.
+            for multiple in (given,) if given else (128, 64, 32, 16, 8):
+                rounded = max(multiple, round(wanted / multiple) * multiple)
+                if abs(rounded - wanted) <= 0.02 * wanted:
+                    break
+            return rounded
         return width

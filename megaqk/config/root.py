@@ -81,6 +81,13 @@ class Config(Section):
             "model.attention_dropout",
             "must be 0 with data.separate_documents = true",
         )
+        # ZeRO-3 fetches weights by hooks inside a block, and dropout seeds its generators on the host.
+        for key, possible in (("parallel.zero_stage", parallel.zero_stage < 3), ("model.dropout", not model.drops)):
+            self._require(
+                possible or not training.compile,
+                "training.compile",
+                f"must be false or null with {key} = {attrgetter(key)(self)}",
+            )
         self._require(
             training.precision == "fp32" or parallel.zero_stage > 0,
             "parallel.zero_stage",

@@ -91,7 +91,18 @@ class TrainingConfig(Section):
     )
     seed: int = Field(1234, ge=0, description="Decides the initial weights, the sample order and dropout.")
     recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="Activation recomputation: selective repeats the core attention, full the whole block."
+        "none",
+        description="Activation recomputation: selective repeats all of a block but its products and attention, full "
+        "everything.",
+    )
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = Field(
+        "auto",
+        description="CUDA: the attention kernel to try first; auto means cudnn on Hopper, flash elsewhere.",
+    )
+    compile: bool | None = Field(
+        None,
+        description="Compile each block and the loss, which takes time at the start; null means on CUDA, where "
+        "possible: below ZeRO-3, without dropout.",
     )
 
     @property

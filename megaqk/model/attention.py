@@ -1,7 +1,6 @@
 """Causal self-attention with separate query, key and value projections."""
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megaqk.model.context import ModelContext
 from megaqk.model.core_attention import causal_scores, core_attention
@@ -53,13 +52,7 @@ class Attention(nn.Module):
             first_sample: Names the micro-batch for dropout.
         """
         query, key, value = self.qkv(x)
-        if self.context.recompute == "selective" and self.training:
-            mixed = checkpoint(
-                self._mix, query, key, value, positions, first_sample, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            mixed = self._mix(query, key, value, positions, first_sample)
-        return self.output(mixed)  # type: ignore[no-any-return]
+        return self.output(self._mix(query, key, value, positions, first_sample))  # type: ignore[no-any-return]
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor, first_sample: int) -> Tensor:
         """Mix (B, S, heads x D) values over positions; every rank has the whole sequence of its own heads."""

@@ -2,14 +2,15 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megaqk.model.attention import Attention
 from megaqk.model.batch import Stream
 from megaqk.model.context import ModelContext
 from megaqk.model.feed_forward import FeedForward
 from megaqk.model.norms import build_norm
+from megaqk.model.recomputation import recomputed
 from megaqk.model.taps import TapKind
 from megaqk.parallel.rng import dropout
 
@@ -39,6 +40,7 @@ class Block(nn.Module):
         self.attention = Attention(context, index)
         self.ffn_norm = build_norm(model, model.hidden_size, layer=index, tp=tp, partial_gradient=tp.sequence)
         self.ffn = FeedForward(context, index)
+        self._compiled = torch.compile(self._recomputed) if context.compiled else self._recomputed
 
     def forward(self, stream: Stream) -> Stream:
         """Add the block's two writes to (B, S, H) and pass the positions on."""
@@ -46,13 +48,13 @@ class Block(nn.Module):
         # Counted outside the recomputed part, so that both passes draw the same dropout masks.
         drops = self.training and self.context.model.drops
         first_sample = self.context.rng.next_call(f"layers.{self.index}") if drops else 0
-        if self.context.recompute == "full" and self.training:
-            hidden = checkpoint(
-                self._write, hidden, positions, first_sample, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            hidden = self._write(hidden, positions, first_sample)
-        return hidden, positions
+        # What watches from outside sees no activation of a compiled block.
+        function = self._recomputed if self.context.taps else self._compiled
+        return function(hidden, positions, first_sample), positions
+
+    def _recomputed(self, hidden: Tensor, positions: Tensor, first_sample: int) -> Tensor:
+        recompute = self.context.recompute if self.training else "none"
+        return recomputed(self._write, recompute, hidden, positions, first_sample)
 
     def _write(self, hidden: Tensor, positions: Tensor, first_sample: int) -> Tensor:
         self._show("attention_residual", hidden)
@@ -62,8 +64,9 @@ class Block(nn.Module):
         return hidden + self._finished(self.ffn(self.ffn_norm(hidden)), "ffn_write", first_sample)
 
     def _finished(self, write: Tensor, kind: Literal["attention_write", "ffn_write"], first_sample: int) -> Tensor:
-        site = f"layers.{self.index}.{kind}"
-        write = residual_dropout(write, self.context, first_sample, site, training=self.training)
+        if self.training and self.context.model.dropout:
+            site = f"layers.{self.index}.{kind}"
+            write = residual_dropout(write, self.context, first_sample, site, training=True)
         self._show(kind, write)
         return write
 

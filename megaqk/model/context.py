@@ -21,6 +21,7 @@ class ModelContext:
         separate_documents: Whether attention stays within the documents that share a sample; positions say where
             they begin.
         recompute: Activation recomputation: none, selective or full.
+        compiled: Whether blocks and the loss are compiled.
         tp: The tensor-parallel group.
         rng: Source of dropout masks.
         taps: Who watches the activations.
@@ -32,6 +33,7 @@ class ModelContext:
     max_positions: int
     separate_documents: bool = False
     recompute: str = "none"
+    compiled: bool = False
     tp: TensorParallel = field(default_factory=TensorParallel)
     rng: DropoutRng = field(default_factory=DropoutRng)
     taps: Taps = field(default_factory=Taps)
@@ -42,6 +44,7 @@ def model_context(
     *,
     tokens: int,
     rows: int,
+    compiled: bool = False,
     tp: TensorParallel | None = None,
     rng: DropoutRng | None = None,
 ) -> ModelContext:
@@ -53,6 +56,7 @@ def model_context(
         max_positions=config.training.sequence_length,
         separate_documents=config.data.separate_documents,
         recompute=config.training.recompute,
+        compiled=compiled,
         tp=tp or TensorParallel(),
         rng=rng or DropoutRng(seed=config.training.seed),
     )

@@ -1,13 +1,15 @@
 """Causal attention proper: from the queries, keys and values of the heads to mixed values."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import cache
 from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from megaqk.parallel.rng import global_generator
 
@@ -40,14 +42,7 @@ def core_attention(
         attend = flex_document_attention if query.device.type == "cuda" else document_attention
         mixed = attend(query, key, value, documents)
     elif dropout:
-        # The kernel draws from the global generator: sample by sample, so that each has a mask of its own.
-        with global_generator(query.device) as generator:
-            samples = []
-            for index, seed in enumerate(seeds):
-                generator.manual_seed(seed)
-                sample = slice(index, index + 1)
-                samples.append(_attend(query[sample], key[sample], value[sample], dropout))
-            mixed = torch.cat(samples)
+        mixed = _dropping_attention(query, key, value, dropout, seeds)
     else:
         mixed = _attend(query, key, value)
     return mixed
@@ -67,11 +62,29 @@ def causal_scores(query: Tensor, key: Tensor, documents: Tensor | None) -> Tenso
     return scores.masked_fill(hidden, -torch.inf)
 
 
+def _dropping_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Sequence[int]) -> Tensor:
+    # The kernel draws from the global generator: sample by sample, so that each has a mask of its own.
+    samples = []
+    with global_generator(query.device) as generator:
+        for index, seed in enumerate(seeds):
+            generator.manual_seed(seed)
+            sample = slice(index, index + 1)
+            samples.append(_attend(query[sample], key[sample], value[sample], dropout))
+    return torch.cat(samples)
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.dtype == torch.float32 and query.device.type != "cpu":
+        # CUDA's only kernel for fp32 that is not S x S in memory knows no groups.
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+        grouped = False
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
 
 
+# As torch.compiler.disable, which would import the compiler now and not when it is needed. Its loop is over what it
+# reads.
+@_disable_dynamo
 def document_attention(query: Tensor, key: Tensor, value: Tensor, documents: Tensor) -> Tensor:
     """`core_attention` by running each document alone, which is what keeping them apart means."""
     length = query.shape[2]
@@ -87,16 +100,30 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, documents: Ten
 
 def flex_document_attention(query: Tensor, key: Tensor, value: Tensor, documents: Tensor) -> Tensor:
     """`core_attention` between documents by flex attention and a block mask."""
-    number = (documents == 0).cumsum(dim=1)
-
-    def same_document(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        del head
-        return (number[batch, q] == number[batch, k]) & (q >= k)
-
-    attend, create_mask = _flex(compiled=query.device.type == "cuda")
-    batch, _, length, _ = query.shape
-    mask = create_mask(same_document, batch, None, length, length, device=query.device)
+    attend, _ = _flex(compiled=query.device.type == "cuda")
+    mask = document_mask(documents)
     return attend(query, key, value, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])  # type: ignore[no-any-return]
+
+
+@_disable_dynamo
+def document_mask(documents: Tensor) -> Any:
+    """The block mask of a micro-batch's positions (B, S): made for its first layer, the same for the others."""
+    mask = _masks.get(documents)
+    if mask is None:
+        number = (documents == 0).cumsum(dim=1)
+
+        def same_document(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            del head
+            return (number[batch, q] == number[batch, k]) & (q >= k)
+
+        _, create_mask = _flex(compiled=documents.device.type == "cuda")
+        batch, length = documents.shape
+        mask = _masks[documents] = create_mask(same_document, batch, None, length, length, device=documents.device)
+    return mask
+
+
+# For as long as somebody holds the positions.
+_masks: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
 
 
 @cache

@@ -16,8 +16,9 @@ from megaqk.model.block import Block
 from megaqk.model.context import ModelContext, model_context
 from megaqk.model.embedding import Embedding, EmbeddingOutput, FinalNorm, Head, tied_head
 from megaqk.model.parameters import ParameterInfo, role_of
+from megaqk.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megaqk.parallel.sharding import sharding_of
-from megaqk.parallel.vocabulary import vocab_parallel_cross_entropy
+from megaqk.parallel.vocabulary import local_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class LayerSpec:
 
 
 def layer_specs(context: ModelContext) -> list[LayerSpec]:
-    """The decoder from token ids and positions (B, S) to local logits (B, S, local tokens)."""
+    """The decoder from token ids and positions (B, S) to this rank's logits (B, S, local rows), padding last."""
     model = context.model
     tied = model.tied_embedding
     specs = [
@@ -74,17 +75,21 @@ def stage_bounds(layers_per_stage: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def decoder_loss(context: ModelContext) -> Callable[[Tensor, Labels], Tensor]:
-    """The loss of a micro-batch from its local logits (B, S, local tokens): weight x the sum over its labels (B, S).
+    """The loss of a micro-batch from its logits (B, S, local rows), which it uses up: weight x the sum over its labels.
 
     Micro-batches may have different numbers of labels that count. The weight (micro-batches x data-parallel size) /
     (labels of the global batch that count) makes the mean over micro-batches and data-parallel ranks the mean over
     the labels of the global batch, however it is divided.
     """
-    first = context.tp.rank * context.tp.share(context.rows)
+    tp = context.tp
+    tokens, first = local_tokens(context.tokens, context.rows, tp), tp.rank * tp.share(context.rows)
 
     def loss(logits: Tensor, labels: Labels) -> Tensor:
         target, weight = labels
-        return vocab_parallel_cross_entropy(logits, target, first=first, tp=context.tp).sum() * weight
+        losses = vocab_parallel_cross_entropy(
+            logits, target, first=first, tokens=tokens, tp=tp, compiled=context.compiled
+        )
+        return losses.sum() * weight
 
     return loss
 
@@ -96,6 +101,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.specs = layer_specs(context)
         self.loss = decoder_loss(context)
+        self.tokens = local_tokens(context.tokens, context.rows, context.tp)
         self.modules_by_name = nn.ModuleDict()
         for spec in self.specs:
             key = spec.name.replace(".", "_")
@@ -107,7 +113,10 @@ class Decoder(nn.Module):
         return self.modules_by_name[name.replace(".", "_")]
 
     def logits(self, inputs: Stream) -> Tensor:
-        """Local logits (B, S, local tokens) of token ids and positions (B, S)."""
+        """This rank's logits (B, S, local tokens), without padding, of token ids and positions (B, S)."""
+        return self._padded_logits(inputs)[..., : self.tokens]
+
+    def _padded_logits(self, inputs: Stream) -> Tensor:
         x: Any = inputs
         for spec in self.specs:
             module = self.layer(spec.name)
@@ -116,7 +125,7 @@ class Decoder(nn.Module):
 
     def forward(self, inputs: Stream, labels: Labels) -> Tensor:
         """Loss of a micro-batch of inputs (see `logits`) and labels (see `decoder_loss`)."""
-        return self.loss(self.logits(inputs), labels)
+        return self.loss(self._padded_logits(inputs), labels)
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """This rank's parameters by global name, in the order of the list."""

@@ -24,7 +24,7 @@ class Embedding(VocabParallelEmbedding):
         super().__init__(context.rows, context.tokens, context.model.hidden_size, tp=context.tp, role=role)
 
     def forward(self, stream: Stream, as_head: bool = False) -> Stream | Tensor:  # type: ignore[override]
-        """Map token ids (B, S) to (B, S, H), or the last hidden state to this rank's logits (B, S, local tokens).
+        """Map token ids (B, S) to (B, S, H), or the last hidden state to this rank's logits (B, S, local rows).
 
         The head is a mode of forward, not a method beside it, because ZeRO-3 fetches a module's parameters when its
         forward is called.
@@ -42,7 +42,7 @@ class Head(Embedding):
     """The head of an untied model."""
 
     def forward(self, stream: Stream, as_head: bool = True) -> Stream | Tensor:  # type: ignore[override]
-        """Map the last hidden state to this rank's logits (B, S, local tokens)."""
+        """Map the last hidden state to this rank's logits (B, S, local rows)."""
         return super().forward(stream, as_head)
 
 

@@ -1,8 +1,10 @@
 """Which optimizer updates which parameters: AdamW and its implementations, and others beside it."""
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +66,25 @@ class AdamW:
         return self._factory(groups)
 
 
-class JointOptimizer(torch.optim.Optimizer):
+class _Uncompiled(torch.optim.Optimizer):
+    """Torch's optimizer without the marks for torch's compiler.
+
+    What bears them imports the compiler when it is first called, which takes as long as the import of torch itself.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class TorchAdamW(_Uncompiled, torch.optim.AdamW):
+    """Torch's AdamW."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+class JointOptimizer(_Uncompiled):
     """Several optimizers as one, whose groups and state they share.
 
     DeepSpeed writes into the groups (it replaces their parameters by flat parts, and under ZeRO-1 and 2 even the list,
@@ -135,7 +155,7 @@ def _implementation(
     name = choose_implementation(config, device)
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": 0.0}
     if name == "torch":
-        return "torch AdamW (fused)", lambda groups: torch.optim.AdamW(groups, fused=True, **common)
+        return "torch AdamW (fused)", lambda groups: TorchAdamW(groups, fused=True, **common)
     if name == "deepspeed_cpu":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -156,6 +176,7 @@ def remove_stale_lock(operator: str) -> None:
     from torch.utils.cpp_extension import _get_build_directory
 
     lock = Path(_get_build_directory(operator, verbose=False)) / "lock"
-    if lock.exists() and time.time() - lock.stat().st_mtime > STALE_SECONDS:
-        logging.getLogger(__name__).warning("removed %s, which a build that died has left", lock)
-        lock.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # other ranks look too
+        if time.time() - lock.stat().st_mtime > STALE_SECONDS:
+            lock.unlink()
+            logging.getLogger(__name__).warning("removed %s, which a build that died has left", lock)

@@ -36,19 +36,19 @@ class PendingSequence:
         return parts.reshape(batch, -1, features)  # copy-free where B is 1
 
 
-def start_gather_sequence(x: Tensor, tp: TensorParallel) -> PendingSequence:
+def start_gather_sequence(x: Tensor, group: dist.ProcessGroup) -> PendingSequence:
     """Start gathering (B, S / size, H) to (B, S, H)."""
-    buffer = x.new_empty((tp.size * x.shape[0], *x.shape[1:]))
-    work = _all_gather(buffer, x.contiguous(), group=tp.group, async_op=True)
-    return PendingSequence(buffer, work, gathered_from=tp.size)
+    buffer = x.new_empty((group.size() * x.shape[0], *x.shape[1:]))
+    work = _all_gather(buffer, x.contiguous(), group=group, async_op=True)
+    return PendingSequence(buffer, work, gathered_from=group.size())
 
 
-def start_reduce_scatter_sequence(x: Tensor, tp: TensorParallel) -> PendingSequence:
+def start_reduce_scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> PendingSequence:
     """Start summing (B, S, H) over the group and keeping this rank's (B, S / size, H)."""
     batch, sequence, features = x.shape
-    parts = x.view(batch, tp.size, sequence // tp.size, features).transpose(0, 1).contiguous()
+    parts = x.view(batch, group.size(), sequence // group.size(), features).transpose(0, 1).contiguous()
     buffer = x.new_empty(parts.shape[1:])
-    work = _reduce_scatter(buffer, parts.flatten(0, 1), group=tp.group, async_op=True)
+    work = _reduce_scatter(buffer, parts.flatten(0, 1), group=group, async_op=True)
     return PendingSequence(buffer, work, gathered_from=1)
 
 
@@ -69,13 +69,14 @@ class _ReduceFromParallel(torch.autograd.Function):
 class _ReduceScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        return start_reduce_scatter_sequence(x, tp).wait()
+        assert tp.group is not None
+        ctx.group = tp.group
+        return start_reduce_scatter_sequence(x, tp.group).wait()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return start_gather_sequence(grad, ctx.tp).wait(), None
+        return start_gather_sequence(grad, ctx.group).wait(), None
 
 
 def reduce_output(x: Tensor, tp: TensorParallel) -> Tensor:

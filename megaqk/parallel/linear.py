@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from megaqk.parallel.collectives import reduce_output, start_gather_sequence, start_reduce_scatter_sequence
+import megaqk.parallel.operators  # noqa: F401  # registers torch.ops.megaqk
 from megaqk.parallel.sharding import new_parameter
 from megaqk.parallel.tensor_parallel import TensorParallel
 
@@ -22,42 +21,40 @@ class _ColumnParallel(torch.autograd.Function):
     """y_i = x W_i^T + b_i for every i, where x is whole (or sequence-sharded) and W_i, b_i are column shards."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, group: str, sequence: bool, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         weights, biases = parameters[0::2], parameters[1::2]
-        ctx.tp = tp
+        ctx.group, ctx.sequence = group, sequence
+        ctx.biased = [bias is not None for bias in biases]
         ctx.save_for_backward(x, *weights)
-        full = start_gather_sequence(x, tp).wait() if tp.sequence else x
-        return tuple(F.linear(full, w, b) for w, b in zip(weights, biases, strict=True) if w is not None)
+        return tuple(torch.ops.megaqk.column_forward(x, weights, biases, group, sequence))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        tp: TensorParallel = ctx.tp
         x, *weights = ctx.saved_tensors
-        # The gathered input is not kept over the forward pass; fetch it again while the input gradient is computed.
-        gather = start_gather_sequence(x, tp) if tp.sequence else None
-        # Not reshape(-1, ...), which cannot infer a size where a rank holds padding rows only and has no columns.
-        flat = [grad.flatten(0, -2) for grad in grads]
-        grad_input = flat[0] @ weights[0]
-        for grad, weight in zip(flat[1:], weights[1:], strict=True):
-            grad_input.addmm_(grad, weight)
-        grad_input = grad_input.view(*grads[0].shape[:-1], -1)
-        # The reduction of the input gradient runs while the weight gradients are computed.
-        scatter = start_reduce_scatter_sequence(grad_input, tp) if tp.sequence else None
-        reduce_whole = tp.size > 1 and not tp.sequence
-        work = dist.all_reduce(grad_input, group=tp.group, async_op=True) if reduce_whole else None
-        full = x if gather is None else gather.wait()
-        full = full.reshape(-1, full.shape[-1])
+        grad_input, *rest = torch.ops.megaqk.column_backward(grads, x, weights, ctx.group, ctx.sequence)
         results: list[Tensor | None] = []
-        for i, grad in enumerate(flat):
-            needs_weight, needs_bias = ctx.needs_input_grad[2 + 2 * i], ctx.needs_input_grad[3 + 2 * i]
-            results.append(grad.t() @ full if needs_weight else None)
-            results.append(grad.sum(0) if needs_bias else None)
-        if work is not None:
-            work.wait()
-        if scatter is not None:
-            grad_input = scatter.wait()
-        return grad_input, None, *results
+        for grad, grad_weight, biased in zip(grads, rest, ctx.biased, strict=True):
+            results += [grad_weight, grad.flatten(0, -2).sum(0) if biased else None]
+        return grad_input, None, None, *results
+
+
+class _RowParallel(torch.autograd.Function):
+    """The sum over the group of x W^T, where x and W are shards of the input features."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, group: str, sequence: bool) -> Tensor:
+        ctx.group, ctx.sequence = group, sequence
+        ctx.save_for_backward(x, weight)
+        return torch.ops.megaqk.row_forward(x, weight, group, sequence)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        if ctx.sequence:
+            grad = torch.ops.megaqk.gather_sequence(grad, ctx.group)
+        return grad @ weight, grad.flatten(0, -2).t() @ x.flatten(0, -2), None, None
 
 
 def column_parallel_linear(
@@ -77,7 +74,7 @@ def column_parallel_linear(
     if tp.size == 1:
         return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
     pairs = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    return _ColumnParallel.apply(x, tp, *pairs)  # type: ignore[no-any-return, no-untyped-call]
+    return _ColumnParallel.apply(x, tp.name, tp.sequence, *pairs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Output(NamedTuple):
@@ -143,5 +140,5 @@ class RowParallelLinear(nn.Module):
         """Map (B, S, in / size) to (B, S, out), or (B, S / size, out) under sequence parallelism."""
         if self.tp.size == 1:
             return F.linear(x, self.weight, self.bias)
-        y = reduce_output(F.linear(x, self.weight), self.tp)
+        y: Tensor = _RowParallel.apply(x, self.weight, self.tp.name, self.tp.sequence)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias

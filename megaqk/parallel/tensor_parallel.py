@@ -23,6 +23,11 @@ class TensorParallel:
     group: "dist.ProcessGroup | None" = None
     sequence: bool = False
 
+    @property
+    def name(self) -> str:
+        """Under which torch knows the communicator."""
+        return self.group.group_name if self.group is not None else ""
+
     def share(self, total: int) -> int:
         """The length of this rank's part of a dimension, which must divide evenly."""
         if total % self.size:

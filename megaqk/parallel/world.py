@@ -3,6 +3,7 @@
 Nothing here imports torch before `connect`: a configuration that does not fit its processes is refused in moments.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import zip_longest
@@ -112,6 +113,9 @@ class World:
         from megaqk.runtime.device import start_process_group
         from megaqk.runtime.logs import quiet
 
+        if self.tensor > 1:
+            # One hardware queue, so that a collective starts before the product that is to hide it.
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         self.device = start_process_group(self.launch)
         from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 

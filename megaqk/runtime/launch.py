@@ -1,6 +1,7 @@
 """What a launcher tells a process of its place in the job: the one reader of `RANK` and its kin."""
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,30 +21,40 @@ class Launch:
         world_size: Number of processes.
         local_rank: This process among those of its machine.
         local_size: Number of processes on its machine.
+        address: Where rank 0 can be reached, unless `MASTER_ADDR` says it.
+        port: The same for `MASTER_PORT`; 0 is one that is free.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
 
     def export(self) -> None:
-        """Put the facts where torch and DeepSpeed look for them; a process alone gets a rendezvous of its own."""
-        if "MASTER_ADDR" not in os.environ:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
+        """Put the facts where torch and DeepSpeed look for them."""
+        os.environ.setdefault("MASTER_ADDR", self.address)
+        if "MASTER_PORT" not in os.environ:
+            os.environ["MASTER_PORT"] = str(self.port or _free_port())
         os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world_size), LOCAL_RANK=str(self.local_rank))
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """The facts as torchrun gives them; a process that was started without a launcher is a world of one.
+    """The facts as torchrun or Slurm's srun give them; a process without either is a world of one.
 
     Raises:
         UserError: If a variable is missing beside `RANK`, or is no number.
     """
     if "RANK" not in environment:
-        return Launch()
+        # A batch script has SLURM_PROCID and SLURM_NTASKS too; only what srun started is a task of a step.
+        return _read_srun(environment) if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" else Launch()
     try:
         rank, size, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         return Launch(
@@ -53,6 +64,33 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
         raise UserError(f"{missing.args[0]}: must be set beside RANK, as torchrun does") from None
     except ValueError as error:
         raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK: must be integers ({error})") from None
+
+
+def _read_srun(environment: Mapping[str, str]) -> Launch:
+    """The facts of a task of an srun step, which all of its tasks see alike."""
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    # Tasks of each node: `8(x2),4` is 8, 8, 4.
+    tasks = [
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
+        for _ in range(int(times or 1))
+    ]
+    return Launch(
+        rank=int(environment["SLURM_PROCID"]),
+        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(environment["SLURM_LOCALID"]),
+        local_size=tasks[int(environment["SLURM_NODEID"])],
+        address=_first_host(environment["SLURM_STEP_NODELIST"]),
+        # Below the ports that the kernel hands out, and another one for each step that may run beside this one.
+        port=15000 + (7 * job + step) % 15000,
+    )
+
+
+def _first_host(hosts: str) -> str:
+    """The first of Slurm's list of hosts: of `gpu[03-05,9],login` it is `gpu03`."""
+    first = re.match(r"(?:[^,\[]|\[[^]]*\])+", hosts)
+    assert first is not None, "a step has a node"
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[0])
 
 
 def started_by_mpi(environment: Mapping[str, str] = os.environ) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megaqk.data.dataset import Dataset
 from megaqk.model.batch import Stream, plain_positions
-from megaqk.parallel.vocabulary import IGNORE_INDEX
+from megaqk.parallel.cross_entropy import IGNORE_INDEX
 
 
 class RankBatches:

@@ -1,7 +1,8 @@
 """The checkpoints of a run on disk: each is either complete or not there.
 
 DeepSpeed writes into `step-<n>.partial`; when all ranks are done, rank 0 adds a manifest with the size and checksum of
-every file, syncs and renames. A process killed at any moment thus leaves the previous checkpoint as it was.
+every file, as the rank that wrote it has counted them, and renames. A process killed at any moment thus leaves the
+previous checkpoint as it was.
 """
 
 import hashlib
@@ -50,11 +51,6 @@ class CheckpointStore:
         """Folder of a checkpoint that is being written."""
         return self.folder / f"step-{step}{PARTIAL}"
 
-    def partial_files(self, step: int) -> list[str]:
-        """Names of the files of a checkpoint that is being written, in one order for all ranks."""
-        partial = self.partial(step)
-        return sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
-
     def steps(self) -> list[int]:
         """Steps with a folder of their own, damaged ones included, oldest first."""
         found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*") if entry.is_dir())
@@ -98,24 +94,19 @@ class CheckpointStore:
         """Let a damaged checkpoint take no good one's place among those kept."""
         self._damaged.add(step)
 
-    def commit(self, step: int, manifest: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    def commit(self, step: int, manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> None:
         """Turn the partial folder of a step into a checkpoint and remove those beyond `keep`.
 
         Args:
             step: The step.
             manifest: The sections of the manifest, but for the files.
-            digests: SHA-256 of every file.
+            files: Size (`bytes`) and checksum (`sha256`) of every file; they are on the disk.
         """
         partial = self.partial(step)
-        files = {
-            name: {"bytes": (partial / name).stat().st_size, "sha256": digests[name]}
-            for name in self.partial_files(step)
-        }
         # Through JSON once, so that the digest is of what a reader will find: tuples become lists.
         whole = json.loads(json.dumps({**manifest, "files": files}))
         (partial / MANIFEST).write_text(json.dumps({**whole, DIGEST: digest_of(whole)}, indent=1))
-        for name in (*files, MANIFEST):
-            sync_file(partial / name)
+        sync_file(partial / MANIFEST)
         sync_directory(partial)
         final = self.path(step)
         if final.exists():  # a damaged one that the run went back behind

@@ -15,7 +15,6 @@ from megaqk.config.yaml_text import show
 from megaqk.data.identity import check_data_identity
 from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.world import World
-from megaqk.runtime.files import sha256_of
 from megaqk.runtime.logs import quiet
 from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.engine import TrainingEngine
@@ -85,13 +84,6 @@ def save(
     world.first_does(store.remove_partial)
     with _disk_errors_named(store, step), quiet():
         engine.engine.save_checkpoint(str(store.folder), tag=store.partial(step).name, save_latest=False)
-    # All have written; one lists: directories of network file systems may look different from each machine.
-    world.agreed(lambda: None)
-    names = world.first_does(lambda: store.partial_files(step))
-    shares = world.agreed(
-        lambda: {name: sha256_of(store.partial(step) / name) for name in names[world.rank :: world.size]}
-    )
-    digests = {name: digest for share in shares for name, digest in share.items()}
     manifest = {
         "progress": asdict(progress),
         "config": config,
@@ -102,7 +94,7 @@ def save(
 
     def commit() -> None:
         with _disk_errors_named(store, step):
-            store.commit(step, manifest, digests)
+            store.commit(step, manifest, engine.engine.checkpoint_engine.files)
 
     world.first_does(commit)
 

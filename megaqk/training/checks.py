@@ -89,6 +89,12 @@ def missing(config: Config, device: torch.device) -> list[str]:
     lines = []
     if config.training.precision == "fp16" and device.type != "cuda":
         lines.append("training.precision = fp16: needs a CUDA device; use bf16 or fp32 on a CPU")
+    steps_on_host = config.optimizer.implementation == "deepspeed_cpu"
+    if steps_on_host and device.type == "cuda" and config.deepspeed.offload_optimizer == "none":
+        lines.append(
+            "optimizer.implementation = deepspeed_cpu: must be one of auto, torch, deepspeed_fused, apex on a CUDA "
+            "device, unless deepspeed.offload_optimizer = cpu"
+        )
     try:
         choose_implementation(config.optimizer, device)
     except UserError as error:

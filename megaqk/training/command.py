@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with failing_together(world.launch, folder.note_failure):
             world.agreed(lambda: check_device(config, world.device))
-            world.first_does(folder.claim)
+            owner = world.first_does(folder.claim)
+            world.agreed(lambda: folder.check_shared(owner))
             start_logging(folder.path, world.rank)
             trainer = Trainer(config, world, folder, default_hooks())
             try:

@@ -5,6 +5,7 @@ data-parallel reduction, and without ZeRO the norm and the clipping are ours (De
 parameters of later pipeline stages not at all and tied ones twice, and do not report the norm).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 
+from megaqk.optim.optimizers import JointOptimizer, TorchAdamW
 from megaqk.parallel.gradients import (
     clip_gradients,
     global_norm,
@@ -22,6 +25,10 @@ from megaqk.parallel.gradients import (
     reduce_partial_gradients,
 )
 from megaqk.parallel.world import World
+from megaqk.training.checkpoint_writer import CheckpointWriter
+
+# DeepSpeed warns of what it does not know.
+ZERO_SUPPORTED_OPTIMIZERS.extend((TorchAdamW, JointOptimizer))
 
 
 class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
@@ -33,8 +40,11 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
     def attach(self, world: World) -> None:
         """Name the processes and their groups, once, after construction."""
         self.world = world
+        self.checkpoint_engine = CheckpointWriter(world)
         partial = partial_gradient_parameters(self.module.parameters())
-        if self.zero_optimization_stage() < 2 and not self.zero_overlap_comm():
+        # BF16_Optimizer reduces at the end of a step whatever `overlap_comm` says.
+        at_the_end = isinstance(self.optimizer, BF16_Optimizer) or not self.zero_overlap_comm()
+        if self.zero_optimization_stage() < 2 and at_the_end:
             self.partial_parameters = partial
             return
         # ZeRO-2 and 3, and overlapped communication, reduce a gradient as soon as it is computed: it must be whole.
@@ -68,12 +78,21 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
             parameters = list(self.module.parameters())
             group = self.world.model_group if self.world.tensor * self.world.pipeline > 1 else None
             self._global_grad_norm = global_norm(parameters, tp=self.world.tp, group=group)
-            if self.gradient_clipping() > 0:
+            # Looked at once a step, as DeepSpeed's own optimizers do: a step with a lost gradient changes nothing.
+            self.optimizer.overflow = not math.isfinite(self._global_grad_norm)
+            if self.optimizer.overflow:
+                self.module.zero_grad(set_to_none=True)
+            elif self.gradient_clipping() > 0:
                 clip_gradients(parameters, self._global_grad_norm, self.gradient_clipping())
         super()._take_model_step(lr_kwargs)
 
     def _copy_recovery_script(self, save_path: str) -> None:
         """Nothing: DeepSpeed's scripts know no tensor or pipeline shards and unpickle whatever they find."""
+
+    def _get_all_ckpt_names(self, checkpoints_path: str, tag: str) -> list[str]:
+        # DeepSpeed lists the folder, which on a network file system may look different from each machine.
+        ranks = range(self.mp_world_size)
+        return [self._get_ckpt_name(checkpoints_path, tag, mp_placeholder=f"{rank:02d}") for rank in ranks]
 
     def clip_fp32_gradients(self) -> None:
         """Nothing: the gradients are clipped already."""

@@ -20,9 +20,10 @@ from megaqk.optim.groups import describe_groups, plan_groups
 from megaqk.optim.multipliers import Moment
 from megaqk.optim.optimizers import AdamW, OptimizerOwner, build_optimizer
 from megaqk.optim.rates import GroupRate, Rates, apply_rates
+from megaqk.parallel.cross_entropy import IGNORE_INDEX
 from megaqk.parallel.rng import DropoutRng
-from megaqk.parallel.vocabulary import IGNORE_INDEX
 from megaqk.parallel.world import World
+from megaqk.runtime.device import prefer_attention
 from megaqk.runtime.logs import quiet
 from megaqk.training.deepspeed_engines import PlainEngine, StagedEngine
 from megaqk.training.local_groups import local_groups
@@ -35,6 +36,13 @@ def to_device(part: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor
     """A part of a micro-batch on a device, without waiting for the copy."""
     first, second = part
     return first.to(device, non_blocking=True), second.to(device, non_blocking=True)
+
+
+def is_compiled(config: Config, device: torch.device) -> bool:
+    """Whether blocks and loss are compiled: as configured, or where it is known to win."""
+    if config.training.compile is not None:
+        return config.training.compile
+    return device.type == "cuda" and config.parallel.zero_stage < 3 and not config.model.drops
 
 
 class TrainingEngine:
@@ -59,11 +67,17 @@ class TrainingEngine:
         self, config: Config, world: World, vocabulary: Vocabulary, owners: Sequence[OptimizerOwner] = ()
     ) -> None:
         self.config = config
+        prefer_attention(config.training.attention, world.device)
         self.world = world
         self.vocabulary = vocabulary
         self.rng = DropoutRng(seed=config.training.seed, tensor_rank=world.coordinate.tensor)
         self.context = context = model_context(
-            config, tokens=vocabulary.tokens, rows=vocabulary.rows, tp=world.tp, rng=self.rng
+            config,
+            tokens=vocabulary.tokens,
+            rows=vocabulary.rows,
+            compiled=is_compiled(config, world.device),
+            tp=world.tp,
+            rng=self.rng,
         )
         self.inventory = parameter_inventory(config, rows=vocabulary.rows)
         adamw = AdamW(config.optimizer, world.device)
@@ -78,9 +92,10 @@ class TrainingEngine:
         settings = deepspeed_config(config, micro_batches=world.micro_batches, cuda=world.device.type == "cuda")
         with quiet():
             if self.staged:
-                self.module = StagedDecoder(context, world)
+                with world.device:
+                    self.module = StagedDecoder(context, world)
             else:
-                with zero3_init(settings, world.grid):
+                with world.device, zero3_init(settings, world.grid):
                     self.module = Decoder(context)
             for buffer in self.module.buffers():
                 # DeepSpeed moves modules, except those that ZeRO-3 has partitioned.
@@ -139,14 +154,14 @@ class TrainingEngine:
 
     def _weighted(self, batches: Iterator[tuple[Stream, Tensor]], count: int) -> Iterator[Batch]:
         """Micro-batches whose labels weigh alike over the whole global batch."""
-        world = self.world
+        world, device = self.world, self.world.device
         if not self.config.data.separate_documents:
-            # Every label counts: those of a micro-batch are a known part of all.
-            return ((inputs, (labels, torch.tensor(1 / labels.numel()))) for inputs, labels in batches)
+            # Every label counts: those of a micro-batch are a known part of all. Filled, not copied, on the device.
+            return ((inputs, (labels, torch.full((), 1 / labels.numel(), device=device))) for inputs, labels in batches)
         if world.coordinate.pipeline not in (0, world.pipeline - 1):
             return iter(())  # the pipeline stages between read none
         held = list(islice(batches, count))
-        scored = torch.tensor(sum(int((labels != IGNORE_INDEX).sum()) for _, labels in held), device=world.device)
+        scored = torch.stack([(labels.to(device) != IGNORE_INDEX).sum() for _, labels in held]).sum()
         dist.all_reduce(scored, group=world.data_group)
         weight = count * world.data / scored.clamp(min=1)
         return iter([(inputs, (labels, weight)) for inputs, labels in held])
@@ -186,7 +201,15 @@ class TrainingEngine:
         if hasattr(optimizer, "clip_grad"):
             optimizer.clip_grad = self.config.optimizer.grad_clip
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step has changed nothing, since its gradient was not finite; alike on all ranks.
+
+        DeepSpeed's optimizers look at the norm before they step, in every precision, and so does our step without ZeRO.
+        """
+        return bool(getattr(self.engine.optimizer, "overflow", False))
+
     def gradient_norm(self) -> float:
-        """Norm of the last step's gradient before clipping; infinite if an fp16 step overflowed."""
+        """Norm of the last step's gradient before clipping; infinite if the step was skipped."""
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")

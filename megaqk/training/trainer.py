@@ -1,5 +1,6 @@
 """A whole run: set-up, one step, and the hooks that look at it."""
 
+import gc
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,16 @@ from megaqk.training.batches import RankBatches
 from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.checks import open_inputs
 from megaqk.training.engine import TrainingEngine
+from megaqk.training.prefetch import Prefetcher
 from megaqk.training.progress import Progress
 from megaqk.training.run_folder import RunFolder
 from megaqk.training.speed import SpeedMeter
+
+SKIPS = 10
+"""Steps in a row that may be skipped in fp32 and bf16; in fp16 DeepSpeed ends the run when no loss scale serves."""
+
+COLLECT_EVERY = 100
+"""Steps between collections of garbage."""
 
 Record = Mapping[str, Any]
 """Numbers by metric name, `step` among them: a line of `metrics.jsonl`."""
@@ -118,8 +126,10 @@ class Trainer:
         self.progress = Progress()
         if newest:
             self._resume(newest)
-        self._batches = self.batches(self.inputs.splits.train)
+        batches = self.batches(self.inputs.splits.train)
+        self._batches = Prefetcher(lambda first: batches.read(first, world.micro_batches), world.device)
         self._checkpoint_wanted = False
+        self._skips = 0
         self.signals: dict[str, float] = {}
 
     def _resume(self, step: int) -> None:
@@ -160,12 +170,19 @@ class Trainer:
                 hook.start(self)
         # What the hooks did first is no time of training.
         self.speed = SpeedMeter(self.progress.tokens)
+        # Ranks that collect at different moments wait for each other; a step leaves hardly any cycles.
+        gc.collect()
+        gc.disable()
         while self.progress.step < last:
             step = self.step()
             for hook in self.hooks:
                 hook.step(self, step)
-            if self._checkpoint_wanted:
+            # What made a step be skipped may lie in the model: only a step that is taken vouches for it.
+            if self._checkpoint_wanted and (step.last or not self._skips):
                 self.save()
+            if step.due(COLLECT_EVERY):
+                gc.collect(1)
+        gc.enable()
         for hook in self.hooks:
             hook.end(self)
 
@@ -182,31 +199,42 @@ class Trainer:
         )
 
     def step(self) -> Step:
-        """Take one optimizer step."""
+        """Take one optimizer step.
+
+        Raises:
+            DivergedError: If too many have been skipped in a row.
+        """
         training, before = self.config.training, self.progress
-        batches = self._batches.read(before.samples, self.world.micro_batches)
+        after = before.samples + training.global_batch_size
+        batches = self._batches.take(before.samples, after if before.step + 1 < training.steps else None)
         rates = self.engine.train_step(batches, before, self.signals)
         self.progress = Progress(
             step=before.step + 1,
-            samples=before.samples + training.global_batch_size,
+            samples=after,
             tokens=before.tokens + training.tokens_per_step,
         )
+        self._skips = self._skips + 1 if self.engine.skipped else 0
+        if self._skips:
+            self.log.warning("step %d skipped: its gradient is not finite", self.progress.step)
+        if self._skips == SKIPS and training.precision != "fp16":
+            raise self._diverged(f"the gradients of {SKIPS} steps in a row are not finite")
         return Step(progress=self.progress, rates=rates, last=self.progress.step >= training.steps)
 
-    def finite_loss(self) -> float:
-        """The loss of the last step; reading it waits for the device.
+    def checked_loss(self) -> float:
+        """The loss of the last step, finite unless the step was skipped; reading it waits for the device.
 
         Raises:
-            DivergedError: If it or the gradient norm is not finite, so that a model that is lost replaces none that
-                is not. The norm of an fp16 step may be: the loss scaler has skipped it.
+            DivergedError: If a step was taken whose loss or gradient norm is not finite: the model is lost.
         """
         loss, norm = float(self.engine.loss()), self.engine.gradient_norm()
-        if math.isfinite(loss) and (math.isfinite(norm) or self.config.training.precision == "fp16"):
+        if self.engine.skipped or (math.isfinite(loss) and math.isfinite(norm)):
             return loss
-        raise DivergedError(
-            f"loss = {loss}, gradient norm = {norm} at step {self.progress.step}: training diverged; the checkpoints "
-            "before it are as they were. Lower optimizer.lr, lengthen schedule.warmup_steps or clip more with "
-            "optimizer.grad_clip"
+        raise self._diverged(f"loss = {loss}, gradient norm = {norm}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} at step {self.progress.step}: training diverged; the checkpoints before it are as they were. "
+            "Lower optimizer.lr, lengthen schedule.warmup_steps or clip more with optimizer.grad_clip"
         )
 
     def record(self, record: Record) -> None:
@@ -215,13 +243,17 @@ class Trainer:
             hook.record(self, record)
 
     def want_checkpoint(self) -> None:
-        """Have a checkpoint written once all hooks have seen the step, so that none of their states misses it."""
+        """Have a checkpoint written once all hooks have seen the step, so that none of their states misses it.
+
+        After a step that was skipped it waits for the next one that is taken.
+        """
         self._checkpoint_wanted = True
 
     def save(self) -> None:
         """Write a checkpoint, never of a model that is lost."""
         self._checkpoint_wanted = False
-        self.finite_loss()
+        if not math.isfinite(loss := self.checked_loss()):
+            raise self._diverged(f"loss = {loss}")
         with self.speed.aside():
             for hook in self.hooks:
                 hook.saving(self)
@@ -240,5 +272,6 @@ class Trainer:
 
     def close(self) -> None:
         """Close the hooks' files and displays."""
+        self._batches.close()
         for hook in self.hooks:
             hook.close()

@@ -64,10 +64,8 @@ def run_killed_in_save(argv: Sequence[str], step: int) -> int:
 
     def write_half_and_die(state: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         save(state, file, *args, **kwargs)
-        if isinstance(file, str | os.PathLike) and f"step-{step}." in str(file):
-            path = Path(file)
-            content = path.read_bytes()
-            path.write_bytes(content[: len(content) // 2])
+        if f"step-{step}." in str(file.name):
+            os.truncate(file.name, file.bytes // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.save = write_half_and_die

@@ -29,6 +29,12 @@ def plant_unreadable_corpus() -> None:
     os.chdir("/")
 
 
+def plant_folder_of_its_own() -> None:
+    """A rank on another machine, whose run.dir is a disk of its own."""
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+
+
 def plant_exception() -> None:
     """A rank with a defect in the building of its model."""
     from megaqk.training import engine
@@ -40,6 +46,10 @@ def plant_exception() -> None:
 
 
 def run_with_fault(argv: list[str], plant: Callable[[], None]) -> tuple[int, float]:
+    import torch.distributed as dist
+
+    # Over NCCL it may wait for ranks that are gone.
+    dist.destroy_process_group = lambda *_: time.sleep(600)
     if int(os.environ["RANK"]) == VICTIM:
         plant()
     return commands.run_command(argv), time.time()
@@ -55,9 +65,10 @@ def said(output: str) -> list[str]:
     [
         (plant_full_disk, 2, ["checkpoints", "step 3 could not be saved"]),
         (plant_unreadable_corpus, 2, ["tokenizer.model: No such file"]),
+        (plant_folder_of_its_own, 2, ["run.dir = run: is not the folder that rank 0 has claimed"]),
         (plant_exception, 1, ["ZeroDivisionError: planted", f"logs/rank{VICTIM}.log"]),
     ],
-    ids=["full-disk", "unreadable-corpus", "exception-while-built"],
+    ids=["full-disk", "unreadable-corpus", "own-folder", "exception-while-built"],
 )
 def test_a_fault_of_one_rank_ends_all(
     tmp_path: Path,
@@ -69,8 +80,11 @@ def test_a_fault_of_one_rank_ends_all(
     status: int,
     parts: list[str],
 ) -> None:
-    data = relative_corpus if plant is plant_unreadable_corpus else {}
-    config = write_config(tmp_path, parallel=PARALLEL, data=data)
+    sections: dict[str, Any] = {"data": relative_corpus} if plant is plant_unreadable_corpus else {}
+    if plant is plant_folder_of_its_own:
+        monkeypatch.chdir(tmp_path)
+        sections = {"run": {"dir": "run"}}
+    config = write_config(tmp_path, parallel=PARALLEL, **sections)
     results = run_distributed(run_with_fault, 4, ["pretrain", str(config)], plant, init=False, timeout=60)
     assert [result for result, _ in results] == [status] * 4
     ends = [end for _, end in results]

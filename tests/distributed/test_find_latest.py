@@ -30,8 +30,8 @@ def test_every_file_is_read_by_some_rank(tmp_path: Path, victim: str | None) -> 
         partial.mkdir()
         for name in FILES:
             (partial / name).write_bytes(bytes(100))
-        digests = {name: sha256_of(partial / name) for name in FILES}
-        store.commit(step, {"progress": {"step": step}, **sections}, digests)
+        files = {name: {"bytes": 100, "sha256": sha256_of(partial / name)} for name in FILES}
+        store.commit(step, {"progress": {"step": step}, **sections}, files)
     if victim:
         (store.path(2) / victim).write_bytes(b"\1" * 100)
     assert run_distributed(latest, 2, str(tmp_path), init=False) == [1 if victim else 2] * 2

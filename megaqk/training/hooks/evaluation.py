@@ -18,7 +18,7 @@ class Evaluation(Hook):
         valid, count = run.inputs.splits.valid, run.inputs.evaluation_micro_batches
         if valid is None or not count or not step.due(run.config.evaluation.every):
             return
-        run.finite_loss()
+        run.checked_loss()
         with run.speed.aside():
             loss = float(run.engine.evaluate(run.batches(valid).read(0, count), count))
         run.record(

@@ -26,7 +26,7 @@ class StepRecords(Hook):
         """Record a step that is due."""
         if not step.due(run.config.logging.every):
             return
-        loss, norm = run.finite_loss(), run.engine.gradient_norm()
+        loss, norm = run.checked_loss(), run.engine.gradient_norm()
         memory = torch.tensor(peak_memory_bytes(run.world.device), dtype=torch.int64, device=run.world.device)
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
         tokens_per_second = run.speed.read(step.progress.tokens)

@@ -112,12 +112,24 @@ def test_communication_overlaps_where_that_is_possible() -> None:
         sections = {"parallel": parallel, "deepspeed": {"overlap_comm": asked}}
         return bool(derive(sections, world_size, cuda=cuda)["zero_optimization"]["overlap_comm"])
 
-    assert overlap({"zero_stage": 1}, 1, cuda=True)
-    assert not overlap({"zero_stage": 1}, 1, cuda=False)
-    assert not overlap({"zero_stage": 0}, 1, cuda=True)
-    assert not overlap({"zero_stage": 1, "pipeline": 2}, 2, cuda=True)
-    assert not overlap({"zero_stage": 1}, 1, cuda=True, asked=False)
-    assert overlap({"zero_stage": 1}, 1, cuda=False, asked=True)
+    assert overlap({"zero_stage": 1}, 2, cuda=True)
+    assert not overlap({"zero_stage": 1}, 2, cuda=False)
+    assert not overlap({"zero_stage": 0}, 2, cuda=True)
+    assert not overlap({"zero_stage": 1, "pipeline": 2}, 4, cuda=True)
+    assert not overlap({"zero_stage": 1}, 2, cuda=True, asked=False)
+    assert overlap({"zero_stage": 1}, 2, cuda=False, asked=True)
+
+
+def test_one_replica_has_nothing_to_share() -> None:
+    def stage(parallel: dict[str, int], world_size: int, **sections: Any) -> Any:
+        return derive({"parallel": parallel, **sections}, world_size)["zero_optimization"]["stage"]
+
+    assert stage({"zero_stage": 1}, 1) == stage({"zero_stage": 1, "tensor": 2, "pipeline": 2}, 4) == 0
+    assert stage({"zero_stage": 1}, 2) == 1
+    assert stage({"zero_stage": 3}, 1) == 3
+    assert stage({"zero_stage": 1}, 1, training={"precision": "bf16"}) == 1
+    offload: dict[str, Any] = {"optimizer": {"implementation": "torch"}, "deepspeed": {"offload_optimizer": "cpu"}}
+    assert stage({"zero_stage": 1}, 1, **offload) == 1
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def test_every_single_change_between_the_presets_is_a_configuration(preset: str,
         ({"feed_forward": "relu_squared", "ffn_hidden_size": 1000}, 1000),
         ({"feed_forward": "swiglu"}, 2048),
         ({"feed_forward": "geglu", "hidden_size": 192, "num_heads": 4}, 512),
-        ({"feed_forward": "swiglu", "ffn_hidden_size": 1000}, 664),  # 666.7 to a multiple of 8
+        ({"feed_forward": "swiglu", "ffn_hidden_size": 1000}, 672),  # 666.7: 640 is 4 % off
+        ({"feed_forward": "swiglu", "ffn_hidden_size": 4096}, 2688),  # 2730.7 to a multiple of 128
+        ({"feed_forward": "swiglu", "ffn_hidden_size": 16}, 8),
         ({"feed_forward": "swiglu", "ffn_hidden_size": 1000, "ffn_multiple_of": 256}, 768),
         ({"feed_forward": "swiglu", "ffn_hidden_size": 4, "ffn_multiple_of": 64}, 64),
         ({"feed_forward": "swiglu", "ffn_hidden_size": 1000, "ffn_match_parameters": False}, 1000),

@@ -26,16 +26,86 @@ def test_half_a_launch_is_refused(change: "dict[str, str | None]", said: str) ->
         read_launch(environment)
 
 
-def test_a_process_alone_gets_a_rendezvous_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*TORCHRUN, "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MASTER_PORT", "")  # so that monkeypatch takes back what is set now
-    monkeypatch.setenv("RANK", "")
+# What Slurm 22.05 sets for `srun -N2 -n4` (3 + 1 tasks) and for a batch script with the same request.
+STEP = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_NODELIST": "login,node[01-02]",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NODELIST": "node[01-02]",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "3,1",
+}
+BATCH = {name: value for name, value in STEP.items() if "STEP" not in name} | {"SLURM_NODEID": "0", "SLURM_PROCID": "0"}
+
+
+def test_what_srun_says() -> None:
+    launch = read_launch(STEP)
+    assert launch == Launch(rank=3, world_size=4, local_size=1, address="node01", port=launch.port)
+    first = read_launch({**STEP, "SLURM_PROCID": "0", "SLURM_NODEID": "0"})
+    assert (first.rank, first.local_size, first.address, first.port) == (0, 3, launch.address, launch.port)
+    assert 1024 < launch.port < 32768
+    assert len({read_launch({**STEP, "SLURM_STEP_ID": str(step)}).port for step in range(8)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "size"), [("8(x2),4", 0, 8), ("8(x2),4", 1, 8), ("8(x2),4", 2, 4), ("2", 0, 2)]
+)
+def test_processes_of_a_machine(tasks: str, node: int, size: int) -> None:
+    step = {**STEP, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)}
+    assert read_launch(step).local_size == size
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("node1", "node1"),
+        ("gpu[003-005,010],login1", "gpu003"),
+        ("gpu[7,9-10]", "gpu7"),
+        ("login1,gpu[1-2]", "login1"),
+        ("rack[1-2]n[3-4].example", "rack1n3.example"),
+    ],
+)
+def test_the_first_rank_is_on_the_first_host(hosts: str, first: str) -> None:
+    assert read_launch({**STEP, "SLURM_STEP_NODELIST": hosts}).address == first
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [BATCH, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}],
+    ids=["batch-script", "one-task", "salloc"],
+)
+def test_what_srun_has_not_started_is_a_world_of_one(environment: "dict[str, str]") -> None:
+    assert read_launch(environment) == Launch()
+
+
+def test_torchrun_below_srun_counts() -> None:
+    assert read_launch({**STEP, **TORCHRUN}) == read_launch(TORCHRUN)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> "dict[str, str]":
+    """An environment for `export`, without a launcher."""
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environment)
+    return environment
+
+
+def test_a_process_alone_gets_a_rendezvous_of_its_own(environment: "dict[str, str]") -> None:
     Launch().export()
-    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
-    assert int(os.environ["MASTER_PORT"]) > 0
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
+    assert int(environment.pop("MASTER_PORT")) > 0
+    expected = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    assert expected.items() <= environment.items()
+
+
+def test_a_rendezvous_that_was_given_stays(environment: "dict[str, str]") -> None:
+    environment["MASTER_ADDR"] = "elsewhere"
+    read_launch(STEP).export()
+    assert environment["MASTER_ADDR"] == "elsewhere"
+    assert environment["MASTER_PORT"] == str(read_launch(STEP).port)
 
 
 @pytest.mark.parametrize(("size", "several"), [("", False), ("1", False), ("4", True)])

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from megaqk.parallel.vocabulary import IGNORE_INDEX
+from megaqk.parallel.cross_entropy import IGNORE_INDEX
 from megaqk.training.batches import RankBatches
 
 EOD = 9

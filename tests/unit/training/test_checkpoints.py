@@ -36,8 +36,12 @@ def save(store: CheckpointStore, step: int) -> None:
 
 
 def commit(store: CheckpointStore, step: int) -> None:
-    digests = {name: sha256_of(store.partial(step) / name) for name in store.partial_files(step)}
-    store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}, "data": {}, "state": {}}, digests)
+    paths = [store.partial(step) / name for name in ("parts/optimizer.pt", "weights.pt")]
+    files = {
+        str(path.relative_to(store.partial(step))): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in paths
+    }
+    store.commit(step, {"progress": {"step": step}, "config": {}, "identity": {}, "data": {}, "state": {}}, files)
 
 
 def latest(store: CheckpointStore) -> tuple[int, list[str]]:

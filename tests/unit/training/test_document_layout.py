@@ -6,8 +6,8 @@ from megaqk.model.batch import plain_positions
 from megaqk.model.context import ModelContext
 from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
+from megaqk.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megaqk.parallel.tensor_parallel import TensorParallel
-from megaqk.parallel.vocabulary import vocab_parallel_cross_entropy
 from megaqk.training.batches import document_layout
 
 EOD = 9
@@ -28,7 +28,9 @@ def test_a_packed_row_is_its_documents_run_apart() -> None:
     def losses(inputs: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         positions = plain_positions(inputs[None]) if positions is None else positions
         logits = decoder.logits((inputs[None], positions))
-        return vocab_parallel_cross_entropy(logits, labels[None], first=0, tp=TensorParallel())[0]
+        return vocab_parallel_cross_entropy(
+            logits, labels[None], first=0, tokens=logits.shape[-1], tp=TensorParallel()
+        )[0]
 
     rng = np.random.default_rng(0)
     documents = [torch.from_numpy(np.append(rng.integers(0, 9, length), EOD)) for length in (6, 1, 0, 13, 4)]
