@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tests.distributed import driver
 from tests.harness import run_distributed
 
 NAME = os.environ.get("TEST_DEVICE", "cuda")
@@ -47,6 +48,11 @@ def start(*, staged: bool = False) -> torch.device:
 
         staging.install(key)
     return device
+
+
+def settings(model: dict[str, Any], *, training: dict[str, Any] | None = None, **parallel: Any) -> dict[str, Any]:
+    """`driver.settings`, not compiled unless it says so: on CUDA each case would take its time for that."""
+    return driver.settings(model, training={"compile": False, **(training or {})}, **parallel)
 
 
 def run_ranks(func: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:

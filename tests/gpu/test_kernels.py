@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megaqk.model.core_attention import causal_scores, core_attention
+from megaqk.parallel.cross_entropy import IGNORE_INDEX, vocab_parallel_cross_entropy
 from megaqk.parallel.tensor_parallel import TensorParallel
-from megaqk.parallel.vocabulary import IGNORE_INDEX, vocab_parallel_cross_entropy
 from tests import devices
 
 # A stand-in has no reason to be kept busy: its kernels are the CPU's.
@@ -96,7 +96,7 @@ def test_cross_entropy(device: torch.device, dtype: torch.dtype, tolerance: floa
     labels = torch.randint(TOKENS, (2, 128), generator=generator)
     labels[0, 3:9] = IGNORE_INDEX
     exact = logits.detach().cpu().double().requires_grad_()
-    losses = vocab_parallel_cross_entropy(logits, labels.to(device), first=0, tp=TensorParallel())
+    losses = vocab_parallel_cross_entropy(logits, labels.to(device), first=0, tokens=TOKENS, tp=TensorParallel())
     reference = F.cross_entropy(exact.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     losses.mean().backward()
     reference.mean().backward()

@@ -31,7 +31,8 @@ def reference(preset: str) -> driver.Trace:
 def test_bf16_follows_the_fp32_loop(world: int) -> None:
     training = {"precision": "bf16"}
     runs = [
-        {"case": driver.settings({"preset": preset}, training=training, **parallel)} for preset, parallel in BF16[world]
+        {"case": devices.settings({"preset": preset}, training=training, **parallel)}
+        for preset, parallel in BF16[world]
     ]
     traces = devices.run_ranks(driver.engine_runs, world, runs)[0]
     for (preset, _), trace in zip(BF16[world], traces, strict=True):
@@ -74,7 +75,7 @@ def test_gradients_stay_in_fp32(world: int) -> None:
     """A few sums are bf16-valued by chance; where the reduction rounds, all are."""
     training = {"precision": "bf16", "micro_batch_size": 1}
     cases = [
-        driver.settings({"preset": preset}, training=training, zero_stage=zero, data=world)
+        devices.settings({"preset": preset}, training=training, zero_stage=zero, data=world)
         for preset, zero in (("gpt", 1), ("llama", 1), ("gpt", 2), ("llama", 3))
     ]
     for shares in devices.run_ranks(rounded_shares, world, cases):
@@ -121,7 +122,7 @@ def _overflowing_steps(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def test_fp16_skips_what_overflows_and_recovers(tmp_path: Path) -> None:
     training = {"precision": "fp16", "steps": FP16_STEPS}
-    cases = [driver.settings({"preset": "gpt"}, training=training, zero_stage=zero) for zero in (1, 2, 3)]
+    cases = [devices.settings({"preset": "gpt"}, training=training, zero_stage=zero) for zero in (1, 2, 3)]
     for case in cases:
         case["deepspeed"] = {"initial_scale_power": OVERFLOWING_POWER}
     for seen in devices.run_ranks(overflowing_steps, 1, cases, str(tmp_path), timeout=240)[0]:

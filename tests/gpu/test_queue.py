@@ -21,7 +21,7 @@ def products(x: Tensor, weights: list[Tensor], tp: Any) -> list[Tensor]:
 
     inputs = [t.detach().requires_grad_() for t in (x, *weights)]
     first, *others = inputs
-    outputs = _ColumnParallel.apply(first, tp, *(t for weight in others for t in (weight, None)))
+    outputs = _ColumnParallel.apply(first, tp.name, tp.sequence, *(t for weight in others for t in (weight, None)))
     sum(y.square().mean() for y in outputs).backward()
     return [*(y.detach() for y in outputs), *(t.grad for t in inputs if t.grad is not None)]
 
@@ -40,7 +40,7 @@ def rounds_that_differ() -> int:
     """
     from megaqk.parallel.tensor_parallel import TensorParallel
 
-    engine = driver.start_engine(driver.settings({"preset": "gpt"}))
+    engine = driver.start_engine(devices.settings({"preset": "gpt"}))
     device = engine.world.device
     tp = TensorParallel(size=1, rank=0, group=dist.group.WORLD, sequence=True)
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +104,7 @@ def _forward_and_backward(case: dict[str, Any]) -> float:
 def test_forward_and_backward_do_not_wait() -> None:
     training = {"precision": "bf16", "recompute": "selective"}
     cases = [
-        driver.settings({"preset": preset, "dropout": devices.DROPOUT}, training=training)
+        devices.settings({"preset": preset, "dropout": devices.DROPOUT}, training=training)
         for preset in ("gpt", "llama")
     ]
     [losses] = devices.run_ranks(forward_and_backward, 1, cases)

@@ -29,7 +29,7 @@ def assert_same(a: Trace, b: Trace) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("preset", "zero"), [("gpt", 1), ("llama", 2), ("llama", 3)])
 def test_a_resumed_run_is_the_same(preset: str, zero: int, precision: str, tmp_path: Path) -> None:
-    case = driver.settings(
+    case = devices.settings(
         {"preset": preset, "dropout": devices.DROPOUT}, training={"precision": precision}, zero_stage=zero
     )
     resume = questions.changed_on_the_way, str(tmp_path), case, case, STEPS // 2
@@ -41,8 +41,8 @@ def test_a_resumed_run_is_the_same(preset: str, zero: int, precision: str, tmp_p
 @pytest.mark.parametrize("preset", ["gpt", "llama"])
 def test_recomputation_drops_the_same(preset: str) -> None:
     model = {"preset": preset, "dropout": devices.DROPOUT, "attention_dropout": devices.DROPOUT}
-    cases = [driver.settings(model, training={"recompute": kind}) for kind in ("none", "selective", "full")]
-    cases.append(driver.settings({"preset": preset}))
+    cases = [devices.settings(model, training={"recompute": kind}) for kind in ("none", "selective", "full")]
+    cases.append(devices.settings({"preset": preset}))
     calls = [(driver.engine_run, case) for case in cases]
     [(none, selective, full, undropped)] = devices.run_ranks(deterministic, 1, calls)
     assert_same(selective, none)

@@ -34,13 +34,18 @@ CASES = [
 ]
 
 
+COMPILED = [Case("gpt"), Case("llama", recompute="full"), Case("llama", tensor=2, sequence=True)]
+
+
 @functools.cache
 def plain(model: str) -> Trace:
     return driver.plain_run(MODELS[model])
 
 
-def run(cases: list[Case]) -> list[Trace]:
+def run(cases: list[Case], *, compiled: bool = False) -> list[Trace]:
     runs = [case.run() for case in cases]
+    for arguments in runs:
+        arguments["case"]["training"]["compile"] = compiled
     traces: list[Trace] = devices.run_ranks(driver.engine_runs, cases[0].world, runs, timeout=60 + 20 * len(runs))[0]
     return traces
 
@@ -61,11 +66,7 @@ def traces(world: int) -> "dict[Case, Trace | DistributedError]":
         return results
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_follows_the_plain_loop(case: Case, record_property: Any) -> None:
-    ours, reference = traces(case.world)[case], plain(case.model)
-    if isinstance(ours, DistributedError):
-        raise ours
+def check(ours: Trace, reference: Trace) -> None:
     errors = {
         "loss": max(abs(a - b) / b for a, b in zip(ours.losses, reference.losses, strict=True)),
         "norm": max(abs(a - b) / b for a, b in zip(ours.norms, reference.norms, strict=True)),
@@ -75,3 +76,17 @@ def test_follows_the_plain_loop(case: Case, record_property: Any) -> None:
     assert errors["loss"] <= LOSS_TOLERANCE
     assert errors["norm"] <= NORM_TOLERANCE
     assert errors["weights"] <= WEIGHT_TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_follows_the_plain_loop(case: Case) -> None:
+    ours = traces(case.world)[case]
+    if isinstance(ours, DistributedError):
+        raise ours
+    check(ours, plain(case.model))
+
+
+@pytest.mark.skipif(not devices.ON_CUDA, reason="the compiler knows no such device, and the CPU has tests of its own")
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_compiled_blocks_follow_it_too(case: Case) -> None:
+    check(run([case], compiled=True)[0], plain(case.model))

@@ -52,6 +52,9 @@ class Case:
 
 
 CHANGES: dict[str, tuple[str, ...]] = {
+    "not compiled": ("training.compile=false",),
+    "attention: flash": ("training.attention=flash",),
+    "attention: efficient": ("training.attention=efficient",),
     "micro-batches of 16": ("training.micro_batch_size=16",),
     "micro-batches of 4": ("training.micro_batch_size=4",),
     "ZeRO-2": ("parallel.zero_stage=2",),
