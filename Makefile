@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
+# Where the tests and the benchmark of a GPU run: what tools/gpu/install.sh made, or makes where there are only wheels.
+GPU_VENV := $(if $(wildcard .venv-gpu/.installed)$(and $(wildcard gpu-wheels/*.whl),$(if $(wildcard $(STAMP)),,wheels)),.venv-gpu,$(VENV))
+DEVICE ?= cuda
+
 # The first that runs, is new enough and can make environments. 3.11 leads because constraints.txt was resolved on it.
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3; do \
 	$$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 \
@@ -13,7 +17,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3; do 
 # One thread a process: ranks share the cores, and a single thread keeps fp32 results reproducible.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup pretrain test test-full lint format checks bench clean distclean
+.PHONY: help setup pretrain test test-full lint format checks bench gpu-wheels test-gpu bench-gpu clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +27,8 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make checks     lint and test"
 	@echo "make bench      the speed benchmarks"
+	@echo "make test-gpu   the tests for one GPU (DEVICE=pretend or cpu: on a stand-in); make bench-gpu its speed"
+	@echo "make gpu-wheels packs what a GPU machine without a network lacks; make test-gpu installs it there"
 	@echo "make setup      only the environment in $(VENV); PYTHON=... chooses the interpreter"
 	@echo "make clean      remove caches; make distclean removes $(VENV) too"
 
@@ -62,9 +68,21 @@ checks: lint test
 bench: $(STAMP)
 	$(BIN)/python tools/bench/train.py $(ARGS)
 
+.venv-gpu/.installed:
+	tools/gpu/install.sh
+
+gpu-wheels: $(STAMP)
+	$(BIN)/python tools/gpu/pack.py
+
+test-gpu: $(GPU_VENV)/.installed
+	TEST_DEVICE=$(DEVICE) $(GPU_VENV)/bin/python -m pytest tests/gpu $(ARGS)
+
+bench-gpu: $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python tools/bench/gpu.py $(ARGS)
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find megaqk tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-gpu gpu-wheels

@@ -2,7 +2,8 @@
 
 `run_distributed` forks its ranks from a server process that has imported torch and DeepSpeed already: a case costs a
 fraction of a second instead of the seconds of those imports, and still gets processes without a past, so that nothing
-a case leaves behind, least of all a hang, reaches the next one. CPU and gloo only.
+a case leaves behind, least of all a hang, reaches the next one. CPU and gloo only; `fork=False` starts fresh
+interpreters, for CUDA.
 
 `run_torchrun` starts a command line the way a user does, with the same guarantees.
 
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -40,8 +41,9 @@ GRACE_SECONDS = 2.0
 DUMP_SECONDS = 1.0
 OUTPUT_LINES = 60
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOAD)
+_forking = multiprocessing.get_context("forkserver")
+_forking.set_forkserver_preload(PRELOAD)
+_spawning = multiprocessing.get_context("spawn")
 _libc = ctypes.CDLL(None)
 
 
@@ -59,6 +61,7 @@ def run_distributed(
     *args: Any,
     timeout: float = 60.0,
     init: bool = True,
+    fork: bool = True,
     env: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """Call `func(*args)` on every rank of a new gloo world and return what each returned, by rank.
@@ -69,6 +72,7 @@ def run_distributed(
         *args: Its arguments; pickled, like the results.
         timeout: Seconds after which every rank is killed and the case fails.
         init: Whether torch's process group is made before the call; False leaves that to `func`.
+        fork: Whether ranks are forked from the server, which hides CUDA from them; each is a new interpreter otherwise.
         env: Environment variables for the ranks alone.
 
     Raises:
@@ -90,7 +94,7 @@ def run_distributed(
                 timeout=timeout,
                 env=dict(env or {}),
             )
-            ranks.append(_start(assignment))
+            ranks.append(_start(assignment, _forking if fork else _spawning))
         try:
             return _collect(ranks, timeout, folder)
         finally:
@@ -157,12 +161,12 @@ class _Rank:
     lifeline: Connection
 
 
-def _start(assignment: Assignment) -> _Rank:
-    outcome, send = _context.Pipe(duplex=False)
-    watch, lifeline = _context.Pipe(duplex=False)
+def _start(assignment: Assignment, context: Any) -> _Rank:
+    outcome, send = context.Pipe(duplex=False)
+    watch, lifeline = context.Pipe(duplex=False)
     # Not daemonic: a rank may start processes of its own, data loaders for one.
-    process = _context.Process(target=run_rank, args=(send, watch, assignment), name=f"rank {assignment.rank}")
-    with _server_environment():
+    process = context.Process(target=run_rank, args=(send, watch, assignment), name=f"rank {assignment.rank}")
+    with _server_environment() if context is _forking else nullcontext():
         process.start()
     send.close()
     watch.close()

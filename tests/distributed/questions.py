@@ -11,14 +11,22 @@ from megaqk.optim.optimizers import OptimizerOwner
 from megaqk.training.checkpoint_store import CheckpointStore
 from tests.distributed.driver import LENGTH, STEPS, Trace, at_step, batches, micro_batches, start_engine
 
+DATA: dict[str, Any] = {
+    "sequence_length": LENGTH,
+    "seed": 0,
+    "separate_documents": False,
+    "tokenizer": "",
+    "corpora": [],
+    "phases": [],
+}
+"""The identity of the data of the driver's runs, as checkpoints hold it."""
+
 
 def changed_on_the_way(
     folder: str, before: dict[str, Any], after: dict[str, Any], at: int, owners: Sequence[OptimizerOwner] = ()
 ) -> Trace | None:
     """`engine_run` of one case for `at` steps, and of another from the checkpoint of the first to the end."""
     store = CheckpointStore(Path(folder), keep=1)
-    data: dict[str, Any] = {"sequence_length": LENGTH, "seed": 0, "separate_documents": False, "tokenizer": ""}
-    data |= {"corpora": [], "phases": []}
     losses: list[float] = []
     norms: list[float] = []
     for case, steps in ((before, range(at)), (after, range(at, STEPS))):
@@ -26,7 +34,7 @@ def changed_on_the_way(
         from megaqk.training import checkpoints
         from tests.distributed.gathering import gather_parameters
 
-        kept: dict[str, Any] = {"config": engine.config.model_dump(mode="json"), "data": data}
+        kept: dict[str, Any] = {"config": engine.config.model_dump(mode="json"), "data": DATA}
         if steps.start:
             checkpoints.load(store, engine, at, **kept)
         for step in steps:

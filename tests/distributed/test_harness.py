@@ -58,8 +58,9 @@ def start_a_child_and_hang(pid_file: str) -> None:
     child.wait()
 
 
-def test_results_come_back_by_rank() -> None:
-    results = run_distributed(sum_of_ranks, 3, 10)
+@pytest.mark.parametrize("fork", [True, False])
+def test_results_come_back_by_rank(fork: bool) -> None:
+    results = run_distributed(sum_of_ranks, 3, 10, fork=fork, timeout=120)
     assert results == [(rank, torch.tensor([30.0]), 1) for rank in range(3)]
 
 
