@@ -100,6 +100,11 @@ class World:
         """
         return (self.pipeline - 1) / (self.micro_batches + self.pipeline - 1)
 
+    @property
+    def reads_batches(self) -> bool:
+        """Whether this process's pipeline stage takes tokens or labels: the first and the last do."""
+        return self.coordinate.pipeline in (0, self.pipeline - 1)
+
     def coordinate_of(self, rank: int) -> Coordinate:
         """The coordinate of a global rank."""
         outer, tensor = divmod(rank, self.sizes.tensor)

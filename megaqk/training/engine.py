@@ -151,8 +151,8 @@ class TrainingEngine:
         if not self.config.data.separate_documents:
             # Every label counts: those of a micro-batch are a known part of all. Filled, not copied, on the device.
             return ((inputs, (labels, torch.full((), 1 / labels.numel(), device=device))) for inputs, labels in batches)
-        if world.coordinate.pipeline not in (0, world.pipeline - 1):
-            return iter(())  # the pipeline stages between read none
+        if not world.reads_batches:
+            return iter(())
         held = list(islice(batches, count))
         scored = torch.stack([(labels.to(device) != IGNORE_INDEX).sum() for _, labels in held]).sum()
         dist.all_reduce(scored, group=world.data_group)

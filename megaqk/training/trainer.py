@@ -127,7 +127,8 @@ class Trainer:
         if newest:
             self._resume(newest)
         batches = self.batches(self.inputs.splits.train)
-        self._batches = Prefetcher(lambda first: batches.read(first, world.micro_batches), world.device)
+        count = world.micro_batches if world.reads_batches else 0
+        self._batches = Prefetcher(lambda first: batches.read(first, count), world.device)
         self._checkpoint_wanted = False
         self._skips = 0
         self.signals: dict[str, float] = {}

@@ -35,6 +35,21 @@ def run_and_watch_reads(argv: Sequence[str]) -> tuple[int, list[int]]:
     return run_command(argv), first_samples
 
 
+def run_and_count_batches(argv: Sequence[str]) -> tuple[int, int]:
+    """The same, with the number of micro-batches that were made of samples."""
+    from megaqk.training.batches import RankBatches
+
+    split, made = RankBatches._split, 0
+
+    def counted(self: RankBatches, samples: Any) -> Any:
+        nonlocal made
+        made += 1
+        return split(self, samples)
+
+    RankBatches._split = counted  # type: ignore[method-assign]
+    return run_command(argv), made
+
+
 def run_with(argv: Sequence[str], *more: Any) -> int:
     """The same, with hooks after those of every run."""
     from megaqk.training import hooks

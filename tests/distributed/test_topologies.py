@@ -4,13 +4,14 @@ The cases of one world size run after each other in the same processes, since st
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed import driver, questions
+from tests.distributed import commands, driver, questions
 from tests.distributed.driver import Trace
 from tests.harness import run_distributed
 
@@ -235,3 +236,11 @@ def test_only_the_first_and_the_last_stage_read_batches() -> None:
     read = run_distributed(questions.batches_read, 3, case, init=False, timeout=120)
     micro_batches = driver.BATCH // case["training"]["micro_batch_size"]
     assert read == [(micro_batches, micro_batches), (0, 0), (micro_batches, micro_batches)]
+
+
+def test_reading_ahead_leaves_out_the_stages_between(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(tmp_path, parallel={"pipeline": 3}, evaluation={"batches": 0}, training={"steps": 4})
+    argv = ["pretrain", str(config), "qk_timing.hold=1", "qk_timing.release_end=2"]
+    counted = run_distributed(commands.run_and_count_batches, 3, argv, init=False, timeout=120)
+    micro_batches = 4 * 8 // 2
+    assert counted == [(0, micro_batches), (0, 0), (0, micro_batches)]
