@@ -69,6 +69,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     """Run the command; exit status 0, or a `UserError` where the configuration or its data is refused."""
     if arguments.gpu not in (None, *GPU_GIB):
         raise UserError(f"--gpu = {arguments.gpu}: must be one of {', '.join(GPU_GIB)}; or give --memory GIB")
+    if arguments.memory is not None and not 0 < arguments.memory < float("inf"):
+        raise UserError(f"--memory = {arguments.memory:g}: must be a positive number of GiB")
     config = load_config(arguments.config, arguments.overrides)
     world = World(config, Launch(world_size=arguments.world_size))
     # Only now, since the model's modules import torch: a refusal of the configuration is immediate.
@@ -112,6 +114,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _gib(amount: float) -> str:
+    return f"{amount:.1f}" if amount >= 1 else f"{amount:.2g}"
+
+
 def _fit(stages: "Callable[..., list[Memory]]", micro_batch: int, capacity: float, name: str) -> str:
     """Say that a run fits, or refuse it and say what would help.
 
@@ -130,15 +136,14 @@ def _fit(stages: "Callable[..., list[Memory]]", micro_batch: int, capacity: floa
 
     need, usable = needed(), USABLE * capacity
     if need <= usable:
-        return (
-            f"fits {name}: {need:.1f} GiB of the {usable:.1f} that may be planned with ({USABLE:.0%} of {capacity:g})"
-        )
+        planned = f"{_gib(usable)} that may be planned with ({USABLE:.0%} of {capacity:g})"
+        return f"fits {name}: {_gib(need)} GiB of the {planned}"
     ways = []
     for words in (*((f"training.micro_batch_size={micro_batch // 2}",),) * (micro_batch > 1), *_REMEDIES):
         with suppress(UserError):  # not with this run
             ways.append((needed(*words), " ".join(words)))
-    helpful = [f"{less:.1f} with {words}" for less, words in sorted(ways) if less < 0.99 * need]
+    helpful = [f"{_gib(less)} with {words}" for less, words in sorted(ways) if less < 0.99 * need]
     raise UserError(
-        f"memory = {need:.1f} GiB: must be at most {usable:.1f} on {name} ({USABLE:.0%} of {capacity:g}), "
-        f"{need - usable:.1f} too much; it is " + ", ".join([*helpful, "less with more processes"])
+        f"memory = {_gib(need)} GiB: must be at most {_gib(usable)} on {name} ({USABLE:.0%} of {capacity:g}), "
+        f"{_gib(need - usable)} too much; it is " + ", ".join([*helpful, "less with more processes"])
     )

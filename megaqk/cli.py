@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from megaqk import __version__
 from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
-from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, user_error
+from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, UserError, user_error
 from megaqk.runtime.launch import read_launch
 from megaqk.training.command import add_pretrain_command
 
@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(line: str) -> None:
-    if rank := read_launch().rank:
+    try:
+        rank = read_launch().rank
+    except UserError:  # it may be what the line is about
+        rank = 0
+    if rank:
         # All ranks find most mistakes alike; what this rank alone has found it says itself.
         time.sleep(HEAD_START_SECONDS)
         line += f" (rank {rank})"

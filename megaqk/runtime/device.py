@@ -28,7 +28,7 @@ def gpu_index(launch: Launch, *, visible: int) -> int:
     Raises:
         UserError: The processes of its machine would have to share GPUs.
     """
-    if visible == 1:  # each task sees its own alone, as with srun --gpus-per-task=1
+    if visible == 1 and launch.binds_gpus:  # each task sees its own alone
         return 0
     if launch.local_size > visible:
         raise UserError(

@@ -23,6 +23,7 @@ class Launch:
         local_size: Number of processes on its machine.
         address: Where rank 0 can be reached, unless `MASTER_ADDR` says it.
         port: The same for `MASTER_PORT`; 0 is one that is free.
+        binds_gpus: Whether the launcher shows each process GPUs of its own.
     """
 
     rank: int = 0
@@ -31,6 +32,7 @@ class Launch:
     local_size: int = 1
     address: str = "127.0.0.1"
     port: int = 0
+    binds_gpus: bool = False
 
     def export(self) -> None:
         """Put the facts where torch and DeepSpeed look for them."""
@@ -50,20 +52,29 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """The facts as torchrun or Slurm's srun give them; a process without either is a world of one.
 
     Raises:
-        UserError: If a variable is missing beside `RANK`, or is no number.
+        UserError: If a variable is missing, is no number, or the rank is not in the world.
     """
-    if "RANK" not in environment:
-        # A batch script has SLURM_PROCID and SLURM_NTASKS too; only what srun started is a task of a step.
-        return _read_srun(environment) if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" else Launch()
+    # A batch script has SLURM_PROCID and SLURM_NTASKS too; only what srun started is a task of a step.
+    by_srun = environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    if "RANK" not in environment and not by_srun:
+        return Launch()
     try:
-        rank, size, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return Launch(
-            rank=rank, world_size=size, local_rank=local, local_size=int(environment.get("LOCAL_WORLD_SIZE", size))
-        )
+        launch = _read_torchrun(environment) if "RANK" in environment else _read_srun(environment)
     except KeyError as missing:
-        raise UserError(f"{missing.args[0]}: must be set beside RANK, as torchrun does") from None
-    except ValueError as error:
-        raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK: must be integers ({error})") from None
+        beside = "RANK, as torchrun does" if "RANK" in environment else "SLURM_STEP_NUM_TASKS, as srun does"
+        raise UserError(f"{missing.args[0]}: must be set beside {beside}") from None
+    except (ValueError, IndexError) as error:
+        names = "RANK, WORLD_SIZE, LOCAL_RANK" if "RANK" in environment else "SLURM_JOB_ID, SLURM_PROCID and their like"
+        raise UserError(f"{names}: must be integers ({error})") from None
+    if not 0 <= launch.rank < launch.world_size:
+        raise UserError(f"rank = {launch.rank}: must be at least 0 and below the world size, {launch.world_size}")
+    return launch
+
+
+def _read_torchrun(environment: Mapping[str, str]) -> Launch:
+    rank, size, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    local_size = int(environment.get("LOCAL_WORLD_SIZE", size))
+    return Launch(rank=rank, world_size=size, local_rank=local, local_size=local_size)
 
 
 def _read_srun(environment: Mapping[str, str]) -> Launch:
@@ -80,6 +91,7 @@ def _read_srun(environment: Mapping[str, str]) -> Launch:
         world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
         local_rank=int(environment["SLURM_LOCALID"]),
         local_size=tasks[int(environment["SLURM_NODEID"])],
+        binds_gpus="SLURM_GPUS_PER_TASK" in environment or "SLURM_TRES_PER_TASK" in environment,
         address=_first_host(environment["SLURM_STEP_NODELIST"]),
         # Below the ports that the kernel hands out, and another one for each step that may run beside this one.
         port=15000 + (7 * job + step) % 15000,

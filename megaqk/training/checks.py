@@ -98,8 +98,9 @@ def missing(config: Config, device: torch.device) -> list[str]:
             "optimizer.implementation = deepspeed_cpu: must be one of auto, torch, deepspeed_fused, apex on a CUDA "
             "device, unless deepspeed.offload_optimizer = cpu"
         )
-    if is_compiled(config, device) and not shutil.which(os.environ.get("CXX", "g++")):
-        lines.append("training.compile: needs a C++ compiler, g++ or what CXX names; or set training.compile=false")
+    compiler = os.environ.get("CXX", "g++")
+    if is_compiled(config, device) and not shutil.which(compiler):
+        lines.append(f"training.compile: needs the C++ compiler {compiler} (CXX); or set training.compile=false")
     try:
         choose_implementation(config.optimizer, device)
     except UserError as error:

@@ -35,9 +35,9 @@ def test_follows_the_fp32_loop(name: str) -> None:
     preset, world, parallel = CASES[name]
     case = driver.settings({"preset": preset}, training={"precision": "bf16"}, **parallel)
     trace = run_distributed(driver.engine_run, world, case, init=False, timeout=120)[0]
-    # A bf16 mantissa has 8 bits: 2^-8 = 4e-3 for one rounding.
-    assert trace.losses == pytest.approx(reference(preset).losses, rel=4e-3)
-    assert trace.norms == pytest.approx(reference(preset).norms, rel=2e-2)
+    # A bf16 mantissa has 8 bits, 2^-9 = 2e-3 for one rounding, which the sums over tokens and elements average out.
+    assert trace.losses == pytest.approx(reference(preset).losses, rel=1e-3)
+    assert trace.norms == pytest.approx(reference(preset).norms, rel=1e-2)
     # And it is bf16: fp32 agrees to 1e-6.
     assert trace.losses != pytest.approx(reference(preset).losses, rel=1e-6)
 

@@ -26,9 +26,9 @@ sys.exit(status)
 """
 
 
-def refuse(*argv: str, world: int = 1) -> str:
+def refuse(*argv: str, world: int = 1, variables: dict[str, str] | None = None) -> str:
     """Run a command line that must be refused; return its one line."""
-    environment = {**os.environ, **LAUNCHED, "WORLD_SIZE": str(world)}
+    environment = {**os.environ, **LAUNCHED, "WORLD_SIZE": str(world), **(variables or {})}
     result = subprocess.run(
         [sys.executable, "-c", CODE, *argv], env=environment, capture_output=True, text=True, timeout=60
     )
@@ -163,3 +163,9 @@ def test_plain_lines_into_a_pipe(run: "tuple[Path, subprocess.CompletedProcess[s
     assert all("loss " in line and "lr " in line and "left " in line for line in steps)
     assert f"tensorboard --logdir {folder / 'tensorboard'}" in output
     assert "unigram" in output
+
+
+def test_a_launch_that_cannot_be_is_one_line(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = str(write_config(tmp_path))
+    assert "must be integers" in refuse("pretrain", config, variables={"WORLD_SIZE": "two"})
+    assert "rank = 5: must be" in refuse("pretrain", config, variables={"RANK": "5"})

@@ -132,6 +132,12 @@ def test_whether_it_fits_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(float(less) < float(said[1]) for less, _ in ways)
 
 
+@pytest.mark.parametrize("memory", ["-1", "0", "nan", "inf"])
+def test_a_memory_that_no_gpu_has_is_refused(tmp_path: Path, memory: str) -> None:
+    with pytest.raises(UserError, match=rf"^--memory = {memory}: must be a positive number of GiB$"):
+        check(tmp_path, "CONFIG", "--world-size", "1", f"--memory={memory}")
+
+
 def test_an_unknown_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--gpu = H100: must be one of B200, .*; or give --memory GIB$"):
         check(tmp_path, "CONFIG", "--world-size", "1", "--gpu", "H100")

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PROGRAM = Path(__file__).with_name("gpu_case.py")
 CONFIGS = Path(__file__).parents[2] / "configs"
 CASE_LIMIT = 120
@@ -169,6 +171,8 @@ def main() -> None:
     def left() -> float:
         return min(CASE_LIMIT, arguments.budget - (time.perf_counter() - began))
 
+    if not dry and not torch.cuda.is_available():
+        sys.exit("no CUDA device here: --dry-run goes through the cases on a CPU")
     found = measure(["--dry-run"] if dry else [], left())
     if isinstance(found, str):
         sys.exit(f"the ceilings could not be measured: {found}")

@@ -18,7 +18,11 @@ def test_what_torchrun_says() -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"WORLD_SIZE": None}, "WORLD_SIZE: must be set beside RANK"), ({"LOCAL_RANK": "x"}, "must be integers")],
+    [
+        ({"WORLD_SIZE": None}, "WORLD_SIZE: must be set beside RANK"),
+        ({"LOCAL_RANK": "x"}, "must be integers"),
+        ({"RANK": "4"}, "rank = 4: must be at least 0 and below the world size, 4"),
+    ],
 )
 def test_half_a_launch_is_refused(change: "dict[str, str | None]", said: str) -> None:
     environment = {name: value for name, value in {**TORCHRUN, **change}.items() if value is not None}
@@ -40,6 +44,26 @@ STEP = {
     "SLURM_STEP_TASKS_PER_NODE": "3,1",
 }
 BATCH = {name: value for name, value in STEP.items() if "STEP" not in name} | {"SLURM_NODEID": "0", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"SLURM_JOB_ID": None}, "SLURM_JOB_ID: must be set beside SLURM_STEP_NUM_TASKS, as srun does"),
+        ({"SLURM_PROCID": "x"}, "SLURM_JOB_ID, SLURM_PROCID and their like: must be integers"),
+        ({"SLURM_NODEID": "7"}, "SLURM_JOB_ID, SLURM_PROCID and their like: must be integers"),
+        ({"SLURM_PROCID": "9"}, "rank = 9: must be at least 0 and below the world size, 4"),
+    ],
+)
+def test_half_a_step_is_refused(change: "dict[str, str | None]", said: str) -> None:
+    environment = {name: value for name, value in {**STEP, **change}.items() if value is not None}
+    with pytest.raises(UserError, match=said):
+        read_launch(environment)
+
+
+def test_tasks_may_have_gpus_of_their_own() -> None:
+    assert not read_launch(STEP).binds_gpus
+    assert read_launch({**STEP, "SLURM_GPUS_PER_TASK": "1"}).binds_gpus
 
 
 def test_what_srun_says() -> None:
