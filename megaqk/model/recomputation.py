@@ -1,5 +1,6 @@
 """What of a block's activations is kept for the backward pass, and what is computed a second time."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,9 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+
+# Under the compiler it warns of in-place operators, which a block has none of, on every rank.
+logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
 aten, ours = torch.ops.aten, torch.ops.megaqk
 
