@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from megaqk.runtime import device as megaqk_device
+from tests import staging
 
 NAME, DEVICE = "pretend", "pretend:0"
 HOST, EXTENSION = 1, 12  # of DLPack's device types
@@ -43,7 +44,6 @@ COLLECTIVES = [
     "send",
     "recv",
 ]
-OPERATORS = [name if name == "send" else f"{name}_" for name in COLLECTIVES]
 
 waits: list[tuple[str, str]] = []
 """(operator, "file:line" of the first caller outside torch) of everything that waited for the device."""
@@ -70,7 +70,7 @@ def install() -> torch.device:
     aten.impl("_fused_sdp_choice", lambda *_, **__: 0, "PrivateUse1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of kernels that are replaced
-        for name in OPERATORS:
+        for name in staging.COLLECTIVES:
             operator = getattr(torch.ops.c10d, name).default
             c10d.impl(name, functools.partial(_run, operator), "PrivateUse1", allow_override=True)
     set_accelerator(_Accelerator())

@@ -19,7 +19,9 @@ class ParallelConfig(Section):
     tensor: int = Field(1, ge=1, description="Ranks that share each matrix.")
     pipeline: int = Field(1, ge=1, description="Stages that share the blocks.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        1, description="What data-parallel ranks share: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."
+        1,
+        description="What data-parallel ranks share: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too. One "
+        "fp32 replica has nobody to share with: 1 is 0 there.",
     )
     sequence: bool = Field(False, description="Megatron sequence parallelism in the tensor-parallel group.")
     layers_per_stage: tuple[int, ...] | None = Field(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import megaqk
-from tests.distributed import commands, driver
+from tests.distributed import commands, driver, questions
 from tests.harness import DistributedError, run_distributed
 
 STEPS = 3
@@ -69,9 +69,8 @@ def _through_a_checkpoint(engine: Any, case: dict[str, Any], folder: str, step: 
     from megaqk.training import checkpoints
     from megaqk.training.checkpoint_store import CheckpointStore
 
-    store, data = CheckpointStore(Path(folder), keep=1), {"sequence_length": driver.LENGTH, "seed": 0}
-    data |= {"separate_documents": False, "tokenizer": "", "corpora": [], "phases": []}
-    kept: dict[str, Any] = {"config": engine.config.model_dump(mode="json"), "data": data}
+    store = CheckpointStore(Path(folder), keep=1)
+    kept: dict[str, Any] = {"config": engine.config.model_dump(mode="json"), "data": questions.DATA}
     checkpoints.save(store, engine, driver.at_step(step), **kept, state={})
     resumed = driver.start_engine(case)
     checkpoints.load(store, resumed, step, **kept)

@@ -1,6 +1,5 @@
 """bf16 and fp16 steps on the device: what is kept in fp32, and what happens to a step that overflows."""
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tests import devices
 from tests.distributed import driver, questions
+from tests.distributed.test_bf16 import reference
 
 BF16: dict[int, list[tuple[str, dict[str, Any]]]] = {
     1: [("gpt", {"zero_stage": 1}), ("llama", {"zero_stage": 2}), ("llama", {"zero_stage": 3})],
@@ -20,11 +20,6 @@ BF16: dict[int, list[tuple[str, dict[str, Any]]]] = {
 """Models and their parallelism, by number of ranks."""
 OVERFLOWING_POWER = 32
 FP16_STEPS = 30
-
-
-@functools.cache
-def reference(preset: str) -> driver.Trace:
-    return driver.plain_run({"preset": preset})
 
 
 @pytest.mark.parametrize("world", BF16)
