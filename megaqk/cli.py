@@ -11,6 +11,7 @@ from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, UserError, user_error
 from megaqk.runtime.launch import read_launch
+from megaqk.tensorboard import add_tensorboard_command
 from megaqk.training.command import add_pretrain_command
 
 HEAD_START_SECONDS = 5.0
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_pretrain_command(subparsers)
     add_check_command(subparsers)
     add_data_commands(subparsers)
+    add_tensorboard_command(subparsers)
     return parser
 
 
