@@ -10,6 +10,7 @@ from megaqk import __version__
 from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, UserError, user_error
+from megaqk.runs import add_runs_command
 from megaqk.runtime.launch import read_launch
 from megaqk.tensorboard import add_tensorboard_command
 from megaqk.training.command import add_pretrain_command
@@ -27,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_check_command(subparsers)
     add_data_commands(subparsers)
     add_tensorboard_command(subparsers)
+    add_runs_command(subparsers)
     return parser
 
 

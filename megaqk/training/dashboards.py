@@ -37,7 +37,7 @@ METRICS = ("valid_loss", "valid_perplexity", "loss", "tokens_per_second")
 """What the table of runs has beside hyper-parameters, the last value of each."""
 
 COLUMNS = {"qk_timing.enabled", "qk_timing.multiplier", "qk_timing.hold", "optimizer.lr", "training.seed"}
-"""The hyper-parameters that the table shows at first: TensorBoard takes five, those that are said to differ before all."""
+"""The hyper-parameters that the table shows at first: it takes five, those that are said to differ before others."""
 
 _NOT_VARIED = {"run", "checkpoint", "logging", "evaluation", "deepspeed"}
 """Sections that say nothing of what is learned."""

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -26,6 +26,9 @@ from megaqk.runtime.files import os_errors_named, written_whole
 from megaqk.training.event_file import TENSORBOARD_FOLDER, EventFile
 
 METRICS_FILE = "metrics.jsonl"
+
+# A hundred records with dozens of groups.
+_TAIL_BYTES = 1 << 16
 
 Number = int | float | SupportsFloat
 
@@ -106,6 +109,28 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path}: line {number} is not a record, a JSON object with a step: {line[:80]!r}; remove the line, or "
                 "resume the run, which puts the damaged file aside and keeps the records"
             )
+
+
+def newest_values(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """The last value of some metrics at the end of a `metrics.jsonl`, of however large a file.
+
+    Damaged lines are left out, and so is a name that none of the last records has.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - _TAIL_BYTES, 0))
+        lines = stream.read().splitlines()
+    found: dict[str, Any] = {}
+    # The first line of a part may be the end of one.
+    for line in reversed(lines[1:] if size > _TAIL_BYTES else lines):
+        # Most lines have nothing new, and parsing is what takes time.
+        missing = [name for name in names if name not in found and f'"{name}"'.encode() in line]
+        record = _record(line) if missing else None
+        found |= {name: record[name] for name in missing if record and name in record}
+    return found
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
