@@ -31,6 +31,7 @@ class RunSummary:
         tokens_per_second: Likewise.
         seconds_left: Of training, at that speed, for a run that is on.
         news_seconds: Since it last wrote a record or its result.
+        host: The machine that it was last started on.
         last_words: What ended it.
     """
 
@@ -43,6 +44,7 @@ class RunSummary:
     tokens_per_second: float | None
     seconds_left: float | None
     news_seconds: float | None
+    host: str | None
     last_words: str
 
 
@@ -68,7 +70,8 @@ def summarise(run_dir: Path, name: str) -> RunSummary:
         names = ("step", "tokens", "loss", "valid_loss", "tokens_per_second")
         newest = newest_values(run_dir / METRICS_FILE, names)
     state = str(result.get("state", "damaged"))
-    if state in ("running", "starting") and _is_dead(run_dir):
+    host = _host(run_dir)
+    if state in ("running", "starting") and host == socket.gethostname() and _is_free(run_dir / ".lock"):
         state = "killed"
     recorded, written = _number(newest, "step"), _number(result, "step")
     step = written if recorded is None else max(recorded, written or 0)
@@ -86,6 +89,7 @@ def summarise(run_dir: Path, name: str) -> RunSummary:
         tokens_per_second=speed,
         seconds_left=left,
         news_seconds=_news_seconds(run_dir),
+        host=host,
         last_words=" ".join(str(result.get("last_words", "")).split()),
     )
 
@@ -113,14 +117,18 @@ def _news_seconds(run_dir: Path) -> float | None:
     return max(time.time() - max(times), 0.0) if times else None
 
 
-def _is_dead(run_dir: Path) -> bool:
-    """Whether a run of this machine has left its lock; of another machine, whose locks may not be seen here, no."""
+def _host(run_dir: Path) -> str | None:
+    with suppress(OSError, ValueError):
+        return (run_dir / OWNER_FILE).read_text().partition(",")[0] or None
+    return None
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether no process of this machine holds a lock; those of another may not be seen here."""
     try:
-        if (run_dir / OWNER_FILE).read_text().partition(",")[0] != socket.gethostname():
-            return False
-        with (run_dir / ".lock").open("rb") as stream:
-            # Shared, for a moment, and never made: a look must not keep anybody out.
+        # Shared, for a moment, and never made: a look must not keep anybody out.
+        with lock.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (OSError, ValueError):
+    except OSError:
         return False
     return True

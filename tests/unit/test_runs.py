@@ -55,7 +55,7 @@ def test_columns_are_aligned_and_cut_at_the_terminal() -> None:
     def summary(run: str, step: int, words: str) -> RunSummary:
         return RunSummary(
             run=run, state="running", step=step, steps=1000, loss=1.0, valid_loss=None, tokens_per_second=1.0,
-            seconds_left=90061.2, news_seconds=3.0, last_words=words,
+            seconds_left=90061.2, news_seconds=3.0, host=None, last_words=words,
         )  # fmt: skip
 
     runs = [summary("short", 1, "words " * 20), summary("a/longer/name", 1000, "")]

@@ -78,7 +78,7 @@ def test_a_run_of_another_machine_is_taken_at_its_word(tmp_path: Path) -> None:
     os.utime(tmp_path / "metrics.jsonl", (time.time() - 3600,) * 2)
     os.utime(tmp_path / "result.json", (time.time() - 7200,) * 2)
     summary = summarise(tmp_path, "")
-    assert summary.state == "running"
+    assert (summary.state, summary.host) == ("running", "another-host")
     assert summary.news_seconds == pytest.approx(3600, abs=60)
 
 
