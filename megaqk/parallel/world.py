@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 # One rank may prepare data or read a large checkpoint for hours while the others wait for its word.
-_AGREEMENT_TIMEOUT = timedelta(days=1)
+_LONGEST_WAIT = timedelta(days=1)
 
 
 class Coordinate(NamedTuple):
@@ -53,6 +53,7 @@ class World:
         data_group: The ranks that hold the same part of the model.
         model_group: The ranks that hold one copy of the model together.
         tp: The tensor-parallel group.
+        objects: All ranks, through host memory, whatever the backend of the rest.
     """
 
     device: "torch.device"
@@ -60,6 +61,7 @@ class World:
     data_group: "dist.ProcessGroup"
     model_group: "dist.ProcessGroup"
     tp: TensorParallel
+    objects: "dist.ProcessGroup"
 
     def __init__(self, config: Config, launch: Launch) -> None:
         """Lay a run out over its processes; the data-parallel size is what the other axes leave.
@@ -90,6 +92,7 @@ class World:
         self.micro_batches = training.global_batch_size // samples
         self.layers_per_stage = split_layers(config.model.num_layers, parallel.pipeline, parallel.layers_per_stage)
         self._sequence = parallel.sequence
+        self._watched = training.watchdog is not None
 
     @property
     def bubble_fraction(self) -> float:
@@ -128,6 +131,10 @@ class World:
             self.grid = PipelineParallelGrid(
                 PipeModelDataParallelTopology(num_pp=self.pipeline, num_mp=self.tensor, num_dp=self.data)
             )
+        if self._watched:
+            # Our watchdog tells a rank that waits for another one's disk from one that hangs; these limits do not.
+            for group in dist.distributed_c10d._world.pg_map:
+                dist.distributed_c10d._set_pg_timeout(_LONGEST_WAIT, group)
         self.data_group = self.grid.get_data_parallel_group()
         self.model_group = self.grid.get_model_parallel_group()
         self.tp = TensorParallel()
@@ -138,8 +145,7 @@ class World:
                 group=self.grid.get_slice_parallel_group(),
                 sequence=self._sequence,
             )
-        # Objects travel through host memory, whatever the backend of the rest.
-        self._objects = dist.new_group(backend="gloo", timeout=_AGREEMENT_TIMEOUT)
+        self.objects = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         return self
 
     def allgather(self, value: _T) -> list[_T]:
@@ -149,7 +155,7 @@ class World:
         import torch.distributed as dist
 
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self._objects)
+        dist.all_gather_object(gathered, value, group=self.objects)
         return gathered
 
     def agreed(self, action: Callable[[], _T]) -> list[_T]:
