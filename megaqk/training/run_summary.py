@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megaqk.runtime.locks import DEAD_SECONDS
 from megaqk.training.metrics import METRICS_FILE, newest_values
 from megaqk.training.run_folder import OWNER_FILE, RESULT_FILE
+
+# The clocks of machines differ.
+_PATIENCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,7 @@ class RunSummary:
     Attributes:
         run: Its folder.
         state: As in `result.json`; `starting` before there is one, `damaged` where it is none, and `killed` where a
-            run that says it is running holds its lock no more, which only the machine that it ran on can tell.
+            run that says it is running gives no sign of life.
         step: The newest one that is recorded.
         steps: Of the whole run.
         loss: Of the newest record that has one.
@@ -71,7 +75,7 @@ def summarise(run_dir: Path, name: str) -> RunSummary:
         newest = newest_values(run_dir / METRICS_FILE, names)
     state = str(result.get("state", "damaged"))
     host = _host(run_dir)
-    if state in ("running", "starting") and host == socket.gethostname() and _is_free(run_dir / ".lock"):
+    if state in ("running", "starting") and _is_dead(run_dir / ".lock", mine=host == socket.gethostname()):
         state = "killed"
     recorded, written = _number(newest, "step"), _number(result, "step")
     step = written if recorded is None else max(recorded, written or 0)
@@ -123,9 +127,12 @@ def _host(run_dir: Path) -> str | None:
     return None
 
 
-def _is_free(lock: Path) -> bool:
-    """Whether no process of this machine holds a lock; those of another may not be seen here."""
+def _is_dead(lock: Path, *, mine: bool) -> bool:
+    """Whether nobody holds the lock of a run, as far as that can be told from this machine."""
     try:
+        if not mine:
+            # Kernels may keep their locks to themselves; the sign of life beside it is for all.
+            return time.time() - lock.with_name(f"{lock.name}.alive").stat().st_mtime > _PATIENCE * DEAD_SECONDS
         # Shared, for a moment, and never made: a look must not keep anybody out.
         with lock.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -72,14 +72,22 @@ def test_a_run_whose_process_is_gone_is_killed(tmp_path: Path) -> None:
     assert (summary.state, summary.seconds_left) == ("killed", None)
 
 
-def test_a_run_of_another_machine_is_taken_at_its_word(tmp_path: Path) -> None:
+def test_a_run_of_another_machine_is_known_by_its_sign_of_life(tmp_path: Path) -> None:
     write_run(tmp_path)
-    (tmp_path / ".owner").write_text("another-host, process 1, 2")
-    os.utime(tmp_path / "metrics.jsonl", (time.time() - 3600,) * 2)
-    os.utime(tmp_path / "result.json", (time.time() - 7200,) * 2)
-    summary = summarise(tmp_path, "")
+    for name in ("metrics.jsonl", "result.json"):
+        os.utime(tmp_path / name, (time.time() - 3600,) * 2)
+    with claimed(tmp_path):
+        (tmp_path / ".owner").write_text("another-host, process 1, 2")
+        summary = summarise(tmp_path, "")
     assert (summary.state, summary.host) == ("running", "another-host")
     assert summary.news_seconds == pytest.approx(3600, abs=60)
+    sign = tmp_path / ".lock.alive"
+    assert sign.exists()
+    os.utime(sign, (time.time() - 120,) * 2)
+    assert summarise(tmp_path, "").state == "killed"
+    # Earlier versions gave none.
+    sign.unlink()
+    assert summarise(tmp_path, "").state == "running"
 
 
 def test_looking_keeps_nobody_out(tmp_path: Path) -> None:
