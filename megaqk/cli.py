@@ -10,6 +10,7 @@ from megaqk import __version__
 from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, UserError, user_error
+from megaqk.preflight.preflight import add_preflight_command
 from megaqk.runtime.launch import read_launch
 from megaqk.training.command import add_pretrain_command
 
@@ -24,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     add_pretrain_command(subparsers)
     add_check_command(subparsers)
+    add_preflight_command(subparsers)
     add_data_commands(subparsers)
     return parser
 
