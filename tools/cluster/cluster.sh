@@ -94,12 +94,14 @@ CONF
         echo "$SUBNET.1 ${name%%.*}"
         for ((i = 1; i <= NODES; i++)); do echo "$SUBNET.$((10 + i)) node$i"; done
     } >"$CLUSTER/hosts"
+    printf '%s: files\n' passwd group hosts >"$CLUSTER/nsswitch.conf"
     # The first process of a node: it waits for its cable, and reaps orphans.
     cat >"$CLUSTER/init" <<'INIT'
 #!/bin/bash
 cluster=$1 node=$2 address=$3 gateway=$4
 echo "$node" >/proc/sys/kernel/hostname
 mount --bind "$cluster/hosts" /etc/hosts
+mount --bind "$cluster/nsswitch.conf" /etc/nsswitch.conf # no name server can be reached, and none is waited for
 ip link set lo up
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
 ip addr add "$address/24" dev eth0 && ip link set eth0 up && ip route add default via "$gateway" || exit 1
