@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from megaqk.config.loading import load_config
+from megaqk.config.loading import add_overrides, load_config
 from megaqk.errors import UserError
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import Launch
@@ -53,11 +53,7 @@ def add_check_command(subparsers: Any) -> None:
         "time, memory. Exit status 2 and one line if it is refused, or does not fit the GPU that is named.",
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    overrides = parser.add_argument(
-        "overrides", metavar="key=value", nargs="+", default=[], help="overrides, such as parallel.tensor=2"
-    )
-    # With nargs="*" argparse settles for none as soon as CONFIG is followed by an option, and then refuses the rest.
-    overrides.required = False
+    add_overrides(parser)
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="number of processes")
     fit = parser.add_mutually_exclusive_group()
     fit.add_argument("--gpu", metavar="NAME", help=f"whether it fits: {', '.join(GPU_GIB)}")

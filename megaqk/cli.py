@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from megaqk import __version__
 from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
-from megaqk.errors import INTERRUPTED, REFUSED, AlreadySaidError, UserError, user_error
+from megaqk.errors import AGAIN, AlreadySaidError, user_error
 from megaqk.preflight.preflight import add_preflight_command
-from megaqk.runtime.launch import read_launch
+from megaqk.runtime.launch import launched_rank
 from megaqk.training.command import add_pretrain_command
 
 HEAD_START_SECONDS = 5.0
@@ -22,6 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; each sets `run`, a function of the parsed arguments that returns a status."""
     parser = argparse.ArgumentParser(prog="megaqk", description="Pretrain GPT and LLaMA models.")
     parser.add_argument("--version", action="version", version=f"megaqk {__version__}")
+    # What DeepSpeed's launcher gives each process.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     add_pretrain_command(subparsers)
     add_check_command(subparsers)
@@ -34,16 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        0 on success, 2 where the user can mend what is wrong, which is then said in one line, 130 on an interrupt.
+        0 on success, otherwise one of the statuses in `errors`; what ends it has then been said in one line.
     """
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes the overrides in one piece, and users put options between them.
+    if any(word.startswith("-") for word in rest) or (not hasattr(arguments, "overrides") and rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     try:
         status = int(arguments.run(arguments))
         sys.stdout.flush()
     except AlreadySaidError as error:
         return error.status
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return AGAIN
     except BrokenPipeError:
         # Whoever read the output has enough of it. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,16 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if refusal is None:
             raise
         _refuse(str(refusal))
-        return REFUSED
+        return refusal.status
     return status
 
 
 def _refuse(line: str) -> None:
-    try:
-        rank = read_launch().rank
-    except UserError:  # it may be what the line is about
-        rank = 0
-    if rank:
+    if rank := launched_rank():
         # All ranks find most mistakes alike; what this rank alone has found it says itself.
         time.sleep(HEAD_START_SECONDS)
         line += f" (rank {rank})"

@@ -1,16 +1,19 @@
 """What a user is told, and the exit status that goes with it."""
 
-FAULT, REFUSED, INTERRUPTED = 1, 2, 130
-"""Exit statuses: a defect or a broken machine; the user must mend something; Ctrl-C. 0 is success."""
+FAULT, REFUSED, AGAIN, DIVERGED = 1, 2, 75, 76
+"""Exit statuses beside 0: a defect or a broken machine; the user must mend something; the same command goes on (what
+sysexits.h calls a temporary failure); training has left the finite numbers."""
 
 
 class UserError(Exception):
     """Something the user can mend: a configuration key, a file, an argument.
 
     The message is one line that names the key or file, its value and what is allowed. The command line prints it
-    without a traceback and exits with status 2; anything else that escapes is a defect of ours and keeps its
+    without a traceback and exits with `status`; anything else that escapes is a defect of ours and keeps its
     traceback.
     """
+
+    status = REFUSED
 
 
 class AgreedError(UserError):
@@ -20,9 +23,25 @@ class AgreedError(UserError):
 class DivergedError(AgreedError):
     """Training has left the finite numbers, which all ranks see at the same step."""
 
+    status = DIVERGED
+
+
+class StoppedError(AgreedError):
+    """The run was asked to stop and has saved what it had; all ranks raise it after the same step.
+
+    Attributes:
+        by: What has asked: a signal, the stop file or the time limit.
+    """
+
+    status = AGAIN
+
+    def __init__(self, line: str, by: str) -> None:
+        super().__init__(line)
+        self.by = by
+
 
 class AlreadySaidError(Exception):
-    """The job has failed and its line has been printed; what is left to do is to exit with `status`."""
+    """The job has ended and its line has been printed; what is left to do is to exit with `status`."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)

@@ -1,5 +1,6 @@
 """From a YAML file and dotted overrides to a `Config`, and back to YAML."""
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ from megaqk.config.qk_timing import SELECTOR_FORMS, TimingRule
 from megaqk.config.root import Config
 from megaqk.config.yaml_text import format_yaml, parse_yaml, shorten, show
 from megaqk.errors import UserError
+
+
+def add_overrides(parser: ArgumentParser) -> None:
+    """Let a command take the overrides of `load_config`."""
+    overrides = parser.add_argument(
+        "overrides", metavar="key=value", nargs="+", default=[], help="overrides, such as training.steps=100"
+    )
+    # With nargs="*" argparse settles for none as soon as CONFIG is followed by an option, and then refuses the rest.
+    overrides.required = False
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -112,6 +112,18 @@ class TrainingConfig(Section):
         "possible: below ZeRO-3, without dropout.",
     )
 
+    time_limit: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which the run saves, after the step that it is at, and ends with status 75.",
+    )
+    watchdog: float | None = Field(
+        600.0,
+        ge=5,
+        description="Seconds without a step after which a run of several processes is ended, with the stack of each; "
+        "set-up and saving may take longer. null waits forever.",
+    )
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step learns from."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from megaqk.corpus import assembling, inspection
 from megaqk.corpus.build import build_corpus
 from megaqk.corpus.encoding import Recipe, available_cores
-from megaqk.corpus.mpi import Mpi, find_comm
 from megaqk.corpus.prepare import BUILTIN, builtin_file
 from megaqk.corpus.shards import iterate_texts
 from megaqk.corpus.sources import Source, find_sources
@@ -18,9 +17,11 @@ from megaqk.data.indexed import IndexedCorpus
 from megaqk.data.manifest import Manifest, read_manifest
 from megaqk.data.tokenizer import load_tokenizer
 from megaqk.data.verification import check_tokenizer, check_tokens
-from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, each
+from megaqk.errors import AGAIN, UserError
+from megaqk.runtime.agreement import Comm, Solo, each
 from megaqk.runtime.files import os_errors_named, written_whole
+from megaqk.runtime.launch import started_by_mpi
+from megaqk.runtime.mpi import Mpi
 from megaqk.runtime.signals import Interrupted, stop_signals
 
 _SAMPLE_TOKENS = 1 << 24
@@ -70,11 +71,11 @@ def prepare_corpus(arguments: argparse.Namespace) -> int:
         if comm.rank:
             return 2
         raise
-    except Interrupted as stop:
+    except Interrupted:
         if comm.rank == 0:
             sys.stderr.write(f"{arguments.output}: stopped; the same command continues\n")
             sys.stderr.flush()
-        return 128 + stop.number
+        return AGAIN
     except Exception:
         # The others would wait forever for a rank that a defect of ours has ended.
         traceback.print_exc()
@@ -88,6 +89,11 @@ def prepare_corpus(arguments: argparse.Namespace) -> int:
         if left_out:
             print(f"left out: {left_out}")
     return 0
+
+
+def find_comm(*, mpi: bool) -> Comm:
+    """Return the MPI world where asked for or where an MPI launcher started several processes, else `Solo`."""
+    return Mpi() if mpi or started_by_mpi() else Solo()
 
 
 def _prepared(arguments: argparse.Namespace, comm: Comm) -> Manifest:

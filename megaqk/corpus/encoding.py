@@ -25,6 +25,7 @@ from megaqk.corpus.parsing import bad_document, texts_of
 from megaqk.data.indexed import token_dtype
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.errors import UserError
+from megaqk.runtime import signals
 
 _Tag = TypeVar("_Tag")
 _GRACE_SECONDS = 2.0
@@ -115,7 +116,7 @@ def _starting_processes() -> Iterator[None]:
     # look like a failure.
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOPPING)
     try:
         yield
     finally:

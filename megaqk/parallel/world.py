@@ -53,6 +53,7 @@ class World:
         data_group: The ranks that hold the same part of the model.
         model_group: The ranks that hold one copy of the model together.
         tp: The tensor-parallel group.
+        objects: All ranks, through host memory, whatever the backend of the rest.
     """
 
     device: "torch.device"
@@ -60,6 +61,7 @@ class World:
     data_group: "dist.ProcessGroup"
     model_group: "dist.ProcessGroup"
     tp: TensorParallel
+    objects: "dist.ProcessGroup"
 
     def __init__(self, config: Config, launch: Launch) -> None:
         """Lay a run out over its processes; the data-parallel size is what the other axes leave.
@@ -138,8 +140,7 @@ class World:
                 group=self.grid.get_slice_parallel_group(),
                 sequence=self._sequence,
             )
-        # Objects travel through host memory, whatever the backend of the rest.
-        self._objects = dist.new_group(backend="gloo", timeout=_AGREEMENT_TIMEOUT)
+        self.objects = dist.new_group(backend="gloo", timeout=_AGREEMENT_TIMEOUT)
         return self
 
     def allgather(self, value: _T) -> list[_T]:
@@ -149,7 +150,7 @@ class World:
         import torch.distributed as dist
 
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self._objects)
+        dist.all_gather_object(gathered, value, group=self.objects)
         return gathered
 
     def agreed(self, action: Callable[[], _T]) -> list[_T]:

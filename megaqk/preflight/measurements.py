@@ -12,7 +12,7 @@ from megaqk.parallel.world import World
 from megaqk.training.peak import products
 
 REPEATS = 5
-"""The best of so many counts: whatever else a machine does makes it slower, never faster."""
+"""Measurements of one thing. The best of a connection's counts, and all of a processor's: it may be slow at times."""
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3) -> float:
@@ -21,17 +21,18 @@ def product_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
     Raises:
         UserError: On a rank whose device fails.
     """
-    best = 0.0
+    done = spent = 0.0
     try:
         multiply = products(device, dtype)
         multiply(0.0)
         for _ in range(REPEATS):
             dist.barrier()
             start = time.perf_counter()
-            best = max(best, multiply(seconds) / (time.perf_counter() - start))
+            done += multiply(seconds)
+            spent += time.perf_counter() - start
     except torch.AcceleratorError as error:
         raise UserError(f"{socket.gethostname()}: matrix products fail: {str(error).splitlines()[0]}") from error
-    return best
+    return done / spent
 
 
 def reduction_rate(world: World) -> float:

@@ -4,9 +4,10 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megaqk.config.loading import load_config
+from megaqk.config.loading import add_overrides, load_config
 from megaqk.config.root import Config
 from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.world import World
@@ -14,6 +15,10 @@ from megaqk.runtime.launch import read_launch
 
 if TYPE_CHECKING:
     from megaqk.preflight.machines import Machine
+    from megaqk.runtime.pulse import Pulse
+
+PATIENCE_SECONDS = 60.0
+"""How long all measurements together may take before who keeps the others waiting is named."""
 
 
 def add_preflight_command(subparsers: Any) -> None:
@@ -26,7 +31,7 @@ def add_preflight_command(subparsers: Any) -> None:
         "line that names the rank and its node where something is wrong.",
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for example parallel.tensor=2")
+    add_overrides(parser)
     parser.add_argument(
         "--least",
         type=float,
@@ -47,14 +52,23 @@ def run_preflight(arguments: argparse.Namespace) -> int:
     import torch.distributed as dist
 
     from megaqk.runtime.failure import failing_together
+    from megaqk.runtime.logs import log_file, start_logging, stop_logging
+    from megaqk.runtime.pulse import Pulse
 
-    with failing_together(world.launch, lambda _: None):
-        _inspect(config, world, arguments.least)
-    dist.destroy_process_group()
+    folder, pulse = Path(config.run.dir), Pulse()
+    patience = min(PATIENCE_SECONDS, config.training.watchdog or PATIENCE_SECONDS)
+    log = log_file(folder, world.rank)
+    try:
+        with failing_together(world.launch, lambda _: None, pulse=pulse, patience=patience, log=log):
+            world.agreed(lambda: start_logging(folder, world.rank, alone=world.size == 1))
+            _inspect(config, world, arguments.least, pulse)
+        dist.destroy_process_group()
+    finally:
+        stop_logging()
     return 0
 
 
-def _inspect(config: Config, world: World, least: float | None) -> None:
+def _inspect(config: Config, world: World, least: float | None, pulse: "Pulse") -> None:
     import torch
 
     from megaqk.preflight.findings import nodes_of, report, slow_nodes, slow_ranks
@@ -67,10 +81,11 @@ def _inspect(config: Config, world: World, least: float | None) -> None:
         later = _open_data(config, world)
         nodes = nodes_of(machines)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision]
-        rates = world.allgather(product_rate(world.device, dtype))
-        pairs, reduction = exchange_rates(world, list(nodes.values())), 0.0
-        if world.size > 1:
-            reduction = min(world.allgather(reduction_rate(world)))
+        with pulse.steps():
+            rates = world.allgather(product_rate(world.device, dtype))
+            pairs, reduction = exchange_rates(world, list(nodes.values())), 0.0
+            if world.size > 1:
+                reduction = min(world.allgather(reduction_rate(world)))
     except AgreedError as error:
         raise _with_host(error, machines) from error
     if world.rank == 0:

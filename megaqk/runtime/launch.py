@@ -3,11 +3,14 @@
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from megaqk.errors import UserError
+from megaqk.runtime.mpi import Mpi
 
+OWN_LAUNCHER = "megaqk --processes"
+"""What starts the processes of one machine, and the id by which they know it."""
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where MPI's launchers say how many processes they started."""
 
@@ -24,6 +27,7 @@ class Launch:
         address: Where rank 0 can be reached, unless `MASTER_ADDR` says it.
         port: The same for `MASTER_PORT`; 0 is one that is free.
         binds_gpus: Whether the launcher shows each process GPUs of its own.
+        launcher: What started them, in words; none is a process alone.
     """
 
     rank: int = 0
@@ -33,6 +37,7 @@ class Launch:
     address: str = "127.0.0.1"
     port: int = 0
     binds_gpus: bool = False
+    launcher: str = "none"
 
     def export(self) -> None:
         """Put the facts where torch and DeepSpeed look for them."""
@@ -49,32 +54,70 @@ def _free_port() -> int:
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """The facts as torchrun or Slurm's srun give them; a process without either is a world of one.
+    """The facts as torchrun, DeepSpeed's launcher, mpirun or Slurm's srun give them; without one it is a world of one.
+
+    Of launchers inside each other the inner one counts, as torchrun in an srun step.
 
     Raises:
-        UserError: If a variable is missing, is no number, or the rank is not in the world.
+        UserError: If a variable is missing, is no number, or contradicts another.
     """
-    # A batch script has SLURM_PROCID and SLURM_NTASKS too; only what srun started is a task of a step.
-    by_srun = environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"
-    if "RANK" not in environment and not by_srun:
-        return Launch()
+    reader, names = _reader(environment)
     try:
-        launch = _read_torchrun(environment) if "RANK" in environment else _read_srun(environment)
+        launch = reader(environment)
     except KeyError as missing:
-        beside = "RANK, as torchrun does" if "RANK" in environment else "SLURM_STEP_NUM_TASKS, as srun does"
-        raise UserError(f"{missing.args[0]}: must be set beside {beside}") from None
+        raise UserError(f"{missing.args[0]}: must be set beside {names}") from None
     except (ValueError, IndexError) as error:
-        names = "RANK, WORLD_SIZE, LOCAL_RANK" if "RANK" in environment else "SLURM_JOB_ID, SLURM_PROCID and their like"
         raise UserError(f"{names}: must be integers ({error})") from None
     if not 0 <= launch.rank < launch.world_size:
         raise UserError(f"rank = {launch.rank}: must be at least 0 and below the world size, {launch.world_size}")
+    if not 0 <= launch.local_rank < launch.local_size <= launch.world_size:
+        raise UserError(
+            f"local rank = {launch.local_rank}: must be at least 0 and below the processes of the machine, "
+            f"{launch.local_size}, which must be at most the world size, {launch.world_size}"
+        )
+    for name, value in (("RANK", launch.rank), ("WORLD_SIZE", launch.world_size)):
+        if environment.get(name, str(value)) != str(value):
+            raise UserError(
+                f"{name} = {environment[name]}: contradicts {launch.launcher}, which says {value}; unset it, or use "
+                "one launcher"
+            )
     return launch
 
 
-def _read_torchrun(environment: Mapping[str, str]) -> Launch:
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """The rank of this process as far as its environment tells, to decide who speaks."""
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return 0
+
+
+def _reader(environment: Mapping[str, str]) -> tuple[Callable[[Mapping[str, str]], Launch], str]:
+    """Who can read the facts, and the names of what it reads."""
+    by_torch = "TORCHELASTIC_RUN_ID" in environment
+    by_deepspeed = "RANK" in environment and "CROSS_SIZE" in environment
+    # A batch script has SLURM_PROCID and SLURM_NTASKS too; only what srun started is a task of a step.
+    by_srun = environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    variables = "RANK, WORLD_SIZE and LOCAL_RANK"
+    if by_torch or by_deepspeed:
+        return _read_variables, variables
+    if started_by_mpi(environment, by_srun=by_srun):
+        return _read_mpi, "what mpirun sets"
+    if by_srun:
+        return _read_srun, "SLURM_STEP_NUM_TASKS, SLURM_PROCID and their like"
+    if "RANK" in environment or environment.get("WORLD_SIZE", "1") != "1":
+        return _read_variables, variables
+    return (lambda _: Launch()), ""
+
+
+def _read_variables(environment: Mapping[str, str]) -> Launch:
+    """The facts as torchrun, DeepSpeed's launcher or a user sets them."""
     rank, size, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    local_size = int(environment.get("LOCAL_WORLD_SIZE", size))
-    return Launch(rank=rank, world_size=size, local_rank=local, local_size=local_size)
+    local_size = int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", size)))
+    launcher = "deepspeed" if "CROSS_SIZE" in environment else "the environment"
+    if run := environment.get("TORCHELASTIC_RUN_ID"):
+        launcher = OWN_LAUNCHER if run == OWN_LAUNCHER else "torchrun"
+    return Launch(rank=rank, world_size=size, local_rank=local, local_size=local_size, launcher=launcher)
 
 
 def _read_srun(environment: Mapping[str, str]) -> Launch:
@@ -95,6 +138,7 @@ def _read_srun(environment: Mapping[str, str]) -> Launch:
         address=_first_host(environment["SLURM_STEP_NODELIST"]),
         # Below the ports that the kernel hands out, and another one for each step that may run beside this one.
         port=15000 + (7 * job + step) % 15000,
+        launcher="srun",
     )
 
 
@@ -105,6 +149,24 @@ def _first_host(hosts: str) -> str:
     return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[0])
 
 
-def started_by_mpi(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether an MPI launcher started several processes."""
-    return any(environment.get(name, "") not in ("", "0", "1") for name in MPI_SIZES)
+def _read_mpi(environment: Mapping[str, str]) -> Launch:
+    """The facts as MPI has them; its ranks tell each other where the first one is."""
+    del environment
+    comm = Mpi()
+    hosts = comm.allgather((socket.gethostname(), _free_port() if comm.rank == 0 else 0))
+    address = "127.0.0.1" if len({host for host, _ in hosts}) == 1 else hosts[0][0]
+    return Launch(
+        rank=comm.rank,
+        world_size=comm.size,
+        local_rank=comm.local_rank,
+        local_size=comm.local_size,
+        address=address,
+        port=hosts[0][1],
+        launcher="mpirun",
+    )
+
+
+def started_by_mpi(environment: Mapping[str, str] = os.environ, *, by_srun: bool = False) -> bool:
+    """Whether an MPI launcher started several processes; srun sets MPI's variables too, but for Open MPI's own."""
+    names = MPI_SIZES[:1] if by_srun else MPI_SIZES
+    return any(environment.get(name, "") not in ("", "0", "1") for name in names)

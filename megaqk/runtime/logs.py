@@ -1,5 +1,6 @@
 """The standard logger `megaqk` by rank: the first rank's on the terminal, every rank's in a file; and less noise."""
 
+import faulthandler
 import io
 import logging
 import os
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -37,10 +39,24 @@ def log_file(run_dir: Path, rank: int) -> Path:
     return run_dir / "logs" / f"rank{rank}.log"
 
 
-def start_logging(run_dir: Path, rank: int) -> None:
+_terminal: TextIO | None = None
+
+
+def write_terminal(line: str) -> None:
+    """Write to the standard error that the process was started with, in one write: ranks share it."""
+    stream = _terminal or sys.stderr
+    stream.write(line)
+    stream.flush()
+
+
+def start_logging(run_dir: Path, rank: int, *, alone: bool = True) -> None:
     """Send the logger `megaqk` to the terminal (rank 0) and to `run_dir/logs/rank<n>.log` (every rank).
 
-    A file is made with its first line, so that a thousand ranks that have nothing to say make no files.
+    Args:
+        run_dir: `run.dir`.
+        rank: This process.
+        alone: Whether it is the only one. Of several, what libraries in C++ write when a job breaks, a page of each
+            rank, goes to the file too, and so does all that ranks other than the first print.
     """
     path = log_file(run_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +67,24 @@ def start_logging(run_dir: Path, rank: int) -> None:
     logger.handlers = [*([_TerminalHandler(logging.INFO)] if rank == 0 else []), lines]
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
+    if not alone:
+        _divert(path, rank)
+
+
+def _divert(path: Path, rank: int) -> None:
+    global _terminal
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    sys.stderr.flush()
+    if _terminal is None:
+        _terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(file, 2)
+    if rank == 0:
+        sys.stderr = _terminal
+    else:
+        sys.stdout.flush()
+        os.dup2(file, 1)
+    os.close(file)
+    faulthandler.enable(file=2)
 
 
 def stop_logging() -> None:

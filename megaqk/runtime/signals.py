@@ -1,16 +1,22 @@
-"""SIGINT and SIGTERM, held back until the work can be left without damage."""
+"""SIGINT, SIGTERM and SIGUSR1: requests to stop, which are met where the work can be left without damage."""
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 _T = TypeVar("_T")
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SAME_SECONDS = 1.0
+"""Terminals and launchers send a signal twice: within this time a second one is the same request."""
+
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM has ended the work of all ranks at the same place.
+    """A signal has ended the work of all ranks at the same place.
 
     Attributes:
         number: The signal.
@@ -21,48 +27,108 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class _Pending(threading.local):
+class _Requests:
     """Which signal has asked this process to stop, and whether it may raise right now."""
 
-    # Of each thread apart: Python handles signals in the main thread, and no other may let them raise there.
+    def __init__(self) -> None:
+        self.number = 0
+        self.may_raise = False
+        self.held = False
+        self._since = 0.0
 
-    number = 0
-    may_raise = False
+    def note(self, number: int) -> None:
+        """Take a request; the second one ends the process."""
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > SAME_SECONDS:
+            os._exit(128 + number)
 
-    def note(self, number: int, _frame: object) -> None:
-        # The first signal counts; later ones must not break what it has set going.
-        self.number = self.number or number
+    def handle(self, number: int, _frame: object) -> None:
+        """Python's handler, in the main thread, when it comes to run Python."""
+        if not self.number:  # else the thread that listens was first
+            self.number, self._since = number, time.monotonic()
         if self.may_raise:
             self.may_raise = False
             raise Interrupted(self.number)
 
 
-_pending = _Pending()
+_requests = _Requests()
 
 
 def interruptible(action: Callable[[], _T]) -> _T:
     """Run `action`, which a signal (see `stop_signals`) that came before or comes meanwhile ends with `Interrupted`."""
-    before = _pending.may_raise
+    # Python handles signals in the main thread: no other may let them raise there.
+    if _requests.held or threading.current_thread() is not threading.main_thread():
+        return action()
+    before = _requests.may_raise
     try:
-        _pending.may_raise = True
-        if _pending.number:
-            raise Interrupted(_pending.number)
+        _requests.may_raise = True
+        if _requests.number:
+            raise Interrupted(_requests.number)
         return action()
     finally:
-        _pending.may_raise = before
+        _requests.may_raise = before
+
+
+def requested() -> int:
+    """The signal that has asked this process to stop; 0 if none has."""
+    return _requests.number
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let no signal raise: who works in here asks `requested`, where it can stop."""
+    _requests.held = True
+    try:
+        yield
+    finally:
+        _requests.held = False
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise out of `interruptible` and nowhere else."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Let a signal raise out of `interruptible` and nowhere else, and a second one end the process at once."""
+    global _requests
+    _requests = _Requests()
+    # Whatever the main thread does, a thread learns of a signal from this pipe: it may hang in a collective.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    threading.Thread(target=_listen, args=(read, _requests), name="signals", daemon=True).start()
+    descriptor = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    before = {number: signal.getsignal(number) for number in STOPPING}
     for number, handler in before.items():
         # A shell starts what runs in the background with SIGINT ignored.
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _pending.note)
+            signal.signal(number, _requests.handle)
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        _pending.number = 0
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(descriptor)
+        os.close(write)
+        _requests = _Requests()
+
+
+def ignore_stop_signals() -> None:
+    """Be deaf, to the end of the process, to what a launcher sends to all when the first rank of a job has ended."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _listen(descriptor: int, requests: _Requests) -> None:
+    with open(descriptor, "rb", buffering=0) as pipe:
+        while numbers := pipe.read(64):
+            for number in numbers:
+                if number in STOPPING:
+                    requests.note(number)
+
+
+def _forget() -> None:
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
+# A signal to a forked child is no request to this process, whose pipe it shares.
+os.register_at_fork(after_in_child=_forget)

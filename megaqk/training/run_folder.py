@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from megaqk.errors import UserError
-from megaqk.runtime.failure import Failure
+from megaqk.runtime.channel import Failure
 from megaqk.runtime.files import os_errors_named, written_whole
 from megaqk.runtime.locks import try_lock
 
 RESULT_FILE = "result.json"
+STOP_FILE = "stop"
+"""Whoever makes it has the run stop."""
 OWNER_FILE = ".owner"
 """Names the job that has the folder: locks may be of one machine alone, and a folder too."""
 
@@ -57,6 +59,7 @@ class RunFolder:
         Raises:
             UserError: In that case.
         """
+        self._owner = owner
         if self._read(OWNER_FILE) != owner:
             raise UserError(
                 f"run.dir = {self.path}: is not the folder that rank 0 has claimed: must be one that all nodes share"
@@ -83,11 +86,21 @@ class RunFolder:
 
         What a start was refused that never began says nothing of a run that is finished.
         """
-        if self._lock is None or (self.is_finished() and not self.result):
+        if not self._owner or (self.is_finished() and not self.result):
             return
         # The reason may be a disk that takes no file: what has ended the run is said all the same.
         with suppress(UserError):
-            self.write_result({**self._written(), **self.result, "state": failure.state, "last_words": failure.line})
+            ends = {"state": failure.state, "last_words": failure.line, "stopped_by": failure.stopped_by}
+            self.write_result({**self._written(), **self.result, **ends})
+
+    def stop_wanted(self) -> bool:
+        """Whether the stop file is there."""
+        return (self.path / STOP_FILE).exists()
+
+    def take_stop_file(self) -> None:
+        """Remove the stop file, which has been heeded."""
+        with os_errors_named(self.path / STOP_FILE):
+            (self.path / STOP_FILE).unlink(missing_ok=True)
 
     def is_finished(self) -> bool:
         """Whether an earlier start has brought the run to its end, and written that down."""

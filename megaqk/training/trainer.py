@@ -14,7 +14,9 @@ from megaqk.errors import DivergedError
 from megaqk.optim.optimizers import OptimizerOwner
 from megaqk.optim.rates import GroupRate
 from megaqk.parallel.world import World
+from megaqk.runtime import signals
 from megaqk.runtime.files import written_whole
+from megaqk.runtime.pulse import Pulse
 from megaqk.training import checkpoints
 from megaqk.training.batches import RankBatches
 from megaqk.training.checkpoint_store import CheckpointStore
@@ -24,6 +26,7 @@ from megaqk.training.prefetch import Prefetcher
 from megaqk.training.progress import Progress
 from megaqk.training.run_folder import RunFolder
 from megaqk.training.speed import SpeedMeter
+from megaqk.training.stopping import StopRequests
 
 SKIPS = 10
 """Steps in a row that may be skipped in fp32 and bf16; in fp16 DeepSpeed ends the run when no loss scale serves."""
@@ -92,6 +95,7 @@ class Trainer:
         folder: Where it writes, held by this job.
         hooks: What looks at it, in the order in which it does; see `hooks.default_hooks`.
         owners: Optimizers beside AdamW; see `plan_groups`.
+        pulse: For whoever watches whether the run gets on.
 
     Attributes:
         progress: Where the run is.
@@ -100,6 +104,7 @@ class Trainer:
         speed: The clock of its training alone.
         signals: Measured values for multipliers, the same on every rank; hooks write them.
         log: The logger of this rank.
+        pulse: Beats with every micro-batch.
     """
 
     def __init__(
@@ -109,7 +114,10 @@ class Trainer:
         folder: RunFolder,
         hooks: Sequence[Hook],
         owners: Sequence[OptimizerOwner] = (),
+        pulse: Pulse | None = None,
     ) -> None:
+        self.pulse = pulse or Pulse()
+        self._stop = StopRequests(world, folder, config.training.time_limit)
         self.config = config
         self.world = world
         self.run_dir = folder.path
@@ -155,13 +163,14 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Train to the last step."""
-        last = self.config.training.steps
-        if self.progress.step >= last:
-            self.log.info(
-                f"{self.run_dir} is already at step {self.progress.step} of {last}: nothing to train. Give another "
-                "run.dir for another run"
-            )
+        """Train to the last step.
+
+        Raises:
+            StoppedError: If something asks the run to stop; it has saved what it had.
+        """
+        step, last = self.progress.step, self.config.training.steps
+        if step >= last:
+            self.log.info("%s is at step %d of %d already: nothing to train", self.run_dir, step, last)
             # It may have been killed between its last checkpoint and its end.
             if self.world.first_does(self.folder.is_finished):
                 return
@@ -169,23 +178,35 @@ class Trainer:
             self._introduce()
             for hook in self.hooks:
                 hook.start(self)
+        self._stop.before_the_first_step()
         # What the hooks did first is no time of training.
         self.speed = SpeedMeter(self.progress.tokens)
         # Ranks that collect at different moments wait for each other; a step leaves hardly any cycles.
         gc.collect()
         gc.disable()
-        while self.progress.step < last:
-            step = self.step()
-            for hook in self.hooks:
-                hook.step(self, step)
-            # What made a step be skipped may lie in the model: only a step that is taken vouches for it.
-            if self._checkpoint_wanted and (step.last or not self._skips):
-                self.save()
-            if step.due(COLLECT_EVERY):
-                gc.collect(1)
+        with signals.held(), self.pulse.steps():
+            while self.progress.step < last:
+                self._take_step()
         gc.enable()
         for hook in self.hooks:
             hook.end(self)
+
+    def _take_step(self) -> None:
+        """Take a step, show it to the hooks, save, and stop if something asks for it."""
+        step = self.step()
+        self.pulse.beat()
+        stop = None if step.last else self._stop.after_step()
+        for hook in self.hooks:
+            hook.step(self, step)
+        if stop:
+            self.want_checkpoint()
+        # What made a step be skipped may lie in the model: only a step that is taken vouches for it.
+        if self._checkpoint_wanted and (step.last or not self._skips):
+            self.save()
+            if stop:
+                self._stop.end(stop, f"after step {self.progress.step}, which is saved")
+        if step.due(COLLECT_EVERY):
+            gc.collect(1)
 
     def _introduce(self) -> None:
         """Keep the configuration, and say what runs where."""
@@ -196,7 +217,7 @@ class Trainer:
         self.log.info(
             f"{millions:.1f}M parameters, tensor {world.tensor} x pipeline {world.pipeline} x data {world.data}, "
             f"ZeRO-{self.config.parallel.zero_stage}, {self.config.training.precision}, optimizer "
-            f"{self.engine.implementation}, device {world.device.type}"
+            f"{self.engine.implementation}, device {world.device.type}, launcher {world.launch.launcher}"
         )
 
     def step(self) -> Step:
@@ -208,7 +229,7 @@ class Trainer:
         training, before = self.config.training, self.progress
         after = before.samples + training.global_batch_size
         batches = self._batches.take(before.samples, after if before.step + 1 < training.steps else None)
-        rates = self.engine.train_step(batches, before, self.signals)
+        rates = self.engine.train_step(self.pulse.beats(batches), before, self.signals)
         self.progress = Progress(
             step=before.step + 1,
             samples=after,
@@ -255,7 +276,7 @@ class Trainer:
         self._checkpoint_wanted = False
         if not math.isfinite(loss := self.checked_loss()):
             raise self._diverged(f"loss = {loss}")
-        with self.speed.aside():
+        with self.speed.aside(), self.pulse.busy():
             for hook in self.hooks:
                 hook.saving(self)
             states = {type(hook).__name__: hook.state() for hook in self.hooks}

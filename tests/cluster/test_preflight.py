@@ -13,7 +13,7 @@ from tests.cluster.jobs import ROOT, Job, Site, wait_for
 
 NODES = ("--nodes=2", "--ntasks-per-node=2")
 # Four ranks on the cores of one machine are less alike than nodes are.
-ALIKE = {"PREFLIGHT": "1", "PREFLIGHT_LEAST": "0.2"}
+ALIKE = {"PREFLIGHT": "1", "PREFLIGHT_LEAST": "0.25"}
 
 
 def interpreter(folder: Path, command: str) -> str:

@@ -20,7 +20,7 @@ class Evaluation(Hook):
             return
         run.checked_loss()
         with run.speed.aside():
-            loss = float(run.engine.evaluate(run.batches(valid).read(0, count), count))
+            loss = float(run.engine.evaluate(run.pulse.beats(run.batches(valid).read(0, count)), count))
         run.record(
             {
                 "step": step.progress.step,

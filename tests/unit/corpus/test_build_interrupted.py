@@ -17,7 +17,7 @@ from megaqk.corpus import build
 from megaqk.corpus.assembling import merge
 from megaqk.corpus.encoding import Recipe
 from megaqk.data.indexed import IndexedCorpus
-from megaqk.errors import UserError
+from megaqk.errors import AGAIN, UserError
 from tests.corpora import SLOWLY, wait_for_documents
 from tests.unit.corpus.building import FILES, contents, make, on_threads
 
@@ -145,7 +145,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_continues(
         process.kill()
     assert time.monotonic() - begun < 20
     assert errors == f"{tmp_path / 'out'}: stopped; the same command continues\n"
-    assert process.returncode == 128 + number
+    assert process.returncode == AGAIN
     assert json.loads((tmp_path / "out.journal.json").read_text())["documents"] > 0
     subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

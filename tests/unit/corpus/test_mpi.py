@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from megaqk.corpus.mpi import find_comm
+from megaqk.corpus.commands import find_comm
 from megaqk.errors import UserError
 from megaqk.runtime.agreement import Solo
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from megaqk.errors import UserError
-from megaqk.runtime.launch import Launch, read_launch, started_by_mpi
+from megaqk.runtime.launch import Launch, launched_rank, read_launch, started_by_mpi
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -13,7 +13,8 @@ def test_without_a_launcher_there_is_one_process() -> None:
 
 
 def test_what_torchrun_says() -> None:
-    assert read_launch(TORCHRUN) == Launch(rank=3, world_size=4, local_rank=1, local_size=2)
+    said = Launch(rank=3, world_size=4, local_rank=1, local_size=2, launcher="torchrun")
+    assert read_launch({**TORCHRUN, "TORCHELASTIC_RUN_ID": "1"}) == said
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,9 @@ def test_what_torchrun_says() -> None:
         ({"WORLD_SIZE": None}, "WORLD_SIZE: must be set beside RANK"),
         ({"LOCAL_RANK": "x"}, "must be integers"),
         ({"RANK": "4"}, "rank = 4: must be at least 0 and below the world size, 4"),
+        ({"RANK": None}, "RANK: must be set beside RANK, WORLD_SIZE and LOCAL_RANK"),
+        ({"LOCAL_RANK": "2"}, "local rank = 2: must be at least 0 and below the processes of the machine, 2"),
+        ({"LOCAL_WORLD_SIZE": "8"}, "8, which must be at most the world size, 4"),
     ],
 )
 def test_half_a_launch_is_refused(change: "dict[str, str | None]", said: str) -> None:
@@ -49,9 +53,9 @@ BATCH = {name: value for name, value in STEP.items() if "STEP" not in name} | {"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"SLURM_JOB_ID": None}, "SLURM_JOB_ID: must be set beside SLURM_STEP_NUM_TASKS, as srun does"),
-        ({"SLURM_PROCID": "x"}, "SLURM_JOB_ID, SLURM_PROCID and their like: must be integers"),
-        ({"SLURM_NODEID": "7"}, "SLURM_JOB_ID, SLURM_PROCID and their like: must be integers"),
+        ({"SLURM_JOB_ID": None}, "SLURM_JOB_ID: must be set beside SLURM_STEP_NUM_TASKS"),
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID and their like: must be integers"),
+        ({"SLURM_NODEID": "7"}, "SLURM_PROCID and their like: must be integers"),
         ({"SLURM_PROCID": "9"}, "rank = 9: must be at least 0 and below the world size, 4"),
     ],
 )
@@ -68,7 +72,7 @@ def test_tasks_may_have_gpus_of_their_own() -> None:
 
 def test_what_srun_says() -> None:
     launch = read_launch(STEP)
-    assert launch == Launch(rank=3, world_size=4, local_size=1, address="node01", port=launch.port)
+    assert launch == Launch(rank=3, world_size=4, local_size=1, address="node01", port=launch.port, launcher="srun")
     first = read_launch({**STEP, "SLURM_PROCID": "0", "SLURM_NODEID": "0"})
     assert (first.rank, first.local_size, first.address, first.port) == (0, 3, launch.address, launch.port)
     assert 1024 < launch.port < 32768
@@ -79,7 +83,7 @@ def test_what_srun_says() -> None:
     ("tasks", "node", "size"), [("8(x2),4", 0, 8), ("8(x2),4", 1, 8), ("8(x2),4", 2, 4), ("2", 0, 2)]
 )
 def test_processes_of_a_machine(tasks: str, node: int, size: int) -> None:
-    step = {**STEP, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)}
+    step = {**STEP, "SLURM_STEP_NUM_TASKS": "20", "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)}
     assert read_launch(step).local_size == size
 
 
@@ -107,7 +111,10 @@ def test_what_srun_has_not_started_is_a_world_of_one(environment: "dict[str, str
 
 
 def test_torchrun_below_srun_counts() -> None:
-    assert read_launch({**STEP, **TORCHRUN}) == read_launch(TORCHRUN)
+    launched = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "1"}
+    assert read_launch({**STEP, **launched}) == read_launch(launched)
+    with pytest.raises(UserError, match="WORLD_SIZE = 8: contradicts srun, which says 4; unset it"):
+        read_launch({**STEP, **TORCHRUN, "WORLD_SIZE": "8"})
 
 
 @pytest.fixture
@@ -135,3 +142,14 @@ def test_a_rendezvous_that_was_given_stays(environment: "dict[str, str]") -> Non
 @pytest.mark.parametrize(("size", "several"), [("", False), ("1", False), ("4", True)])
 def test_an_mpi_launcher_is_noticed(size: str, several: bool) -> None:
     assert started_by_mpi({"OMPI_COMM_WORLD_SIZE": size}) is several
+
+
+def test_pmi_beside_a_step_is_that_of_srun() -> None:
+    assert read_launch({**STEP, "PMI_SIZE": "4", "PMI_RANK": "3"}).launcher == "srun"
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"), [({}, 0), (TORCHRUN, 3), (STEP, 3), ({"OMPI_COMM_WORLD_RANK": "2"}, 2)]
+)
+def test_who_speaks_needs_no_agreement(environment: "dict[str, str]", rank: int) -> None:
+    assert launched_rank(environment) == rank

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megaqk.errors import UserError
-from megaqk.runtime.failure import Failure
+from megaqk.runtime.channel import Failure
 from megaqk.training.run_folder import RunFolder
 
 
@@ -20,7 +20,7 @@ def test_a_job_that_lost_the_folder_leaves_it_to_the_other(tmp_path: Path) -> No
     theirs.write_result({"state": "running", "step": 2})
     with pytest.raises(UserError, match=rf"run.dir = {tmp_path}: another job \(.*, process \d+, \d+\) has begun"):
         mine.write_result({"state": "running", "step": 3})
-    mine.note_failure(Failure(rank=0, status=2, state="refused", line="refused"))
+    mine.note_failure(Failure(rank=0, reporter=0, status=2, state="refused", line="refused"))
     assert json.loads((tmp_path / "result.json").read_text()) == {"state": "running", "step": 2}
 
 

@@ -1,16 +1,14 @@
-"""The ranks of an MPI launcher, which divide a preparation."""
+"""The ranks of an MPI launcher."""
 
 from typing import Any, TypeVar
 
 from megaqk.errors import UserError
-from megaqk.runtime.agreement import Comm, Solo
-from megaqk.runtime.launch import started_by_mpi
 
 _T = TypeVar("_T")
 
 
 class Mpi:
-    """All ranks of MPI_COMM_WORLD; see `Comm`."""
+    """All ranks of MPI_COMM_WORLD; see `Comm`. Each makes one at the same moment."""
 
     def __init__(self) -> None:
         try:
@@ -20,7 +18,8 @@ class Mpi:
         self._world: Any = MPI.COMM_WORLD
         self.rank = int(self._world.Get_rank())
         self.size = int(self._world.Get_size())
-        self.local_size = int(self._world.Split_type(MPI.COMM_TYPE_SHARED).Get_size())
+        machine = self._world.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = int(machine.Get_rank()), int(machine.Get_size())
 
     def allgather(self, value: _T) -> list[_T]:
         """Return every rank's value, in rank order, on every rank."""
@@ -30,8 +29,3 @@ class Mpi:
     def abort(self) -> None:
         """End all ranks with status 1."""
         self._world.Abort(1)
-
-
-def find_comm(*, mpi: bool) -> Comm:
-    """Return the MPI world where asked for or where an MPI launcher started several processes, else `Solo`."""
-    return Mpi() if mpi or started_by_mpi() else Solo()
