@@ -44,7 +44,7 @@ def refused(job: Job) -> str:
 
 
 def slow_down(job: Job, rank: int) -> None:
-    """Have a rank that has joined the others run a tenth of the time, until it ends."""
+    """Have a rank that has joined the others run a fifteenth of the time, until it ends."""
 
     def joined() -> list[psutil.Process]:
         # Its connections have threads.
@@ -61,7 +61,7 @@ def slow_down(job: Job, rank: int) -> None:
     with suppress(psutil.Error):
         while process.status() != psutil.STATUS_ZOMBIE:
             process.suspend()
-            time.sleep(0.09)
+            time.sleep(0.14)
             process.resume()
             time.sleep(0.01)
 
