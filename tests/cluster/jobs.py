@@ -27,8 +27,9 @@ def cluster(*arguments: str) -> str:
 
 
 def copy_scripts(folder: Path) -> None:
-    """Give a folder the scripts of the tree, without what a site has set."""
-    shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("site.env"))
+    """Give a folder the scripts and configurations of the tree, without what a site has set."""
+    for name in ("slurm", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("site.env"))
 
 
 def wait_for(what: Callable[[], bool], seconds: float = LIMIT) -> bool:

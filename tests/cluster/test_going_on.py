@@ -12,11 +12,11 @@ from tests.cluster.jobs import Job, Site, cluster, copy_scripts, wait_for
 from tests.distributed.test_resume import assert_equal, checkpoint, records
 
 NODES = ("--nodes=2", "--ntasks-per-node=2")
-STEPS = 300
+STEPS = 100
 LONG = {
     "parallel": {"tensor": 2},
     "training": {"steps": STEPS},
-    "checkpoint": {"every": 20},
+    "checkpoint": {"every": 10},
     "evaluation": {"every": 0},
 }
 
@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, write_config: Callable
     return config
 
 
-def in_mid_run(site: Site, config: Path, *flags: str, step: int = 20, env: dict[str, str] | None = None) -> Job:
+def in_mid_run(site: Site, config: Path, *flags: str, step: int = 10, env: dict[str, str] | None = None) -> Job:
     """A job that has just taken some steps of many."""
     job = site.submit(*NODES, *flags, "slurm/pretrain.sbatch", str(config), env=env)
     assert job.printed(rf"step {step}/{STEPS} "), job.log
@@ -52,7 +52,7 @@ def result(config: Path) -> dict[str, str]:
 
 def test_a_power_cut(site: Site, write_config: Callable[..., Path], undisturbed: Path) -> None:
     config = write_config(site.folder, **LONG)
-    job = in_mid_run(site, config, step=30)
+    job = in_mid_run(site, config, step=15)
     cluster("crash", "node2")
     try:
         assert wait_for(lambda: job.state() == "PENDING", 60), job.log
@@ -81,7 +81,7 @@ def test_a_fault_that_comes_again_is_given_up(site: Site, write_config: Callable
     config = write_config(site.folder, **{**LONG, "checkpoint": {"every": 1000}})
     job = in_mid_run(site, config, env={"STARTS": "2"})
     for start in (1, 2):
-        assert wait_for(lambda start=start: job.log.count(f"step 20/{STEPS} ") == start), job.log  # type: ignore[misc]
+        assert wait_for(lambda start=start: job.log.count(f"step 10/{STEPS} ") == start), job.log  # type: ignore[misc]
         kill_rank(job, 3)
         assert wait_for(lambda start=start: job.log.count("exit status ") == start), job.log  # type: ignore[misc]
     assert job.ended() == "FAILED"
