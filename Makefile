@@ -44,11 +44,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,dev]"
 	@touch $@
 
-# On the CPU unless the environment names GPUs. Checked first, in one process: a mistake is one line here, and a page of torchrun's own report there.
+# On the CPU unless the environment names GPUs.
 pretrain: export CUDA_VISIBLE_DEVICES ?=
 pretrain: $(STAMP)
-	@$(BIN)/megaqk check configs/quickstart.yaml --world-size 4 $(ARGS)
-	$(BIN)/torchrun --standalone --nproc-per-node 4 -m megaqk pretrain configs/quickstart.yaml $(ARGS)
+	$(BIN)/megaqk pretrain configs/quickstart.yaml --processes 4 $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not full and not gpu and not cluster" $(ARGS)

@@ -1,6 +1,7 @@
 """The `megaqk` command: thin, each subcommand lives beside what it runs."""
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import AGAIN, AlreadySaidError, user_error
 from megaqk.preflight.preflight import add_preflight_command
-from megaqk.runtime.launch import launched_rank
+from megaqk.runtime.launch import launched_rank, started_by_mpi
 from megaqk.training.command import add_pretrain_command
 
 HEAD_START_SECONDS = 5.0
@@ -60,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         refusal = user_error(error)
         if refusal is None:
             raise
-        _refuse(str(refusal))
+        _refuse(str(refusal), refusal.status)
         return refusal.status
     return status
 
 
-def _refuse(line: str) -> None:
+def _refuse(line: str, status: int) -> None:
     if rank := launched_rank():
         # All ranks find most mistakes alike; what this rank alone has found it says itself.
         time.sleep(HEAD_START_SECONDS)
@@ -73,3 +74,6 @@ def _refuse(line: str) -> None:
     # One write, newline included: several ranks share the stream, and lines must not be cut into one another.
     sys.stderr.write(f"megaqk: error: {line}\n")
     sys.stderr.flush()
+    if started_by_mpi():
+        # MPI's end would wait for the other ranks, which wait for this one to end the job.
+        atexit.register(os._exit, status)

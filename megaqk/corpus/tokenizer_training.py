@@ -4,6 +4,7 @@ import io
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
@@ -11,6 +12,7 @@ import sentencepiece
 
 from megaqk.data.tokenizer import END_OF_DOCUMENT
 from megaqk.errors import UserError
+from megaqk.runtime.signals import in_background
 
 # Longer lines would be dropped by the trainer without a word; it holds all of its input in memory anyway.
 _LONGEST_LINE = 1 << 24
@@ -72,7 +74,8 @@ def train_sentencepiece(
     lines = chain([first], lines)
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        train = partial(
+            sentencepiece.SentencePieceTrainer.train,
             sentence_iterator=iter(_sampled(lines, sample_lines)) if sample_lines else lines,
             model_writer=model,
             model_type=kind,
@@ -95,6 +98,7 @@ def train_sentencepiece(
             eos_piece=END_OF_DOCUMENT,
             minloglevel=2,
         )
+        in_background(train)
     except RuntimeError as error:
         raise _explained(error, vocab_size, vocab_size_key) from error
     return model.getvalue()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 # One rank may prepare data or read a large checkpoint for hours while the others wait for its word.
-_AGREEMENT_TIMEOUT = timedelta(days=1)
+_LONGEST_WAIT = timedelta(days=1)
 
 
 class Coordinate(NamedTuple):
@@ -92,6 +92,7 @@ class World:
         self.micro_batches = training.global_batch_size // samples
         self.layers_per_stage = split_layers(config.model.num_layers, parallel.pipeline, parallel.layers_per_stage)
         self._sequence = parallel.sequence
+        self._watched = training.watchdog is not None
 
     @property
     def bubble_fraction(self) -> float:
@@ -130,6 +131,10 @@ class World:
             self.grid = PipelineParallelGrid(
                 PipeModelDataParallelTopology(num_pp=self.pipeline, num_mp=self.tensor, num_dp=self.data)
             )
+        if self._watched:
+            # Our watchdog tells a rank that waits for another one's disk from one that hangs; these limits do not.
+            for group in dist.distributed_c10d._world.pg_map:
+                dist.distributed_c10d._set_pg_timeout(_LONGEST_WAIT, group)
         self.data_group = self.grid.get_data_parallel_group()
         self.model_group = self.grid.get_model_parallel_group()
         self.tp = TensorParallel()
@@ -140,7 +145,7 @@ class World:
                 group=self.grid.get_slice_parallel_group(),
                 sequence=self._sequence,
             )
-        self.objects = dist.new_group(backend="gloo", timeout=_AGREEMENT_TIMEOUT)
+        self.objects = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         return self
 
     def allgather(self, value: _T) -> list[_T]:

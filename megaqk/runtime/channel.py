@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megaqk.errors import FAULT
+from megaqk.runtime import signals
 from megaqk.runtime.launch import Launch
 from megaqk.runtime.logs import write_terminal
 from megaqk.runtime.pulse import Pulse, Sign
@@ -24,7 +25,8 @@ GRACE_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """How long a rank gets to say that it is alive; its main thread need not do anything for that."""
 
-_FAILURE, _SAID, _ROLL, _HOST = "megaqk/failure", "megaqk/said", "megaqk/roll", "megaqk/host"
+_FAILURE, _SAID, _STOP = "megaqk/failure", "megaqk/said", "megaqk/stop"
+_ROLL, _HOST = "megaqk/roll", "megaqk/host"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Channel:
         self._store.set(f"{_HOST}/{launch.rank}", socket.gethostname())
         self._calls, self._settled = 0, time.monotonic()
         self._over, self._ending = threading.Event(), threading.Event()
-        self._saying = threading.Lock()
+        self._saying, self._passed_on = threading.Lock(), False
         threading.Thread(target=self._watch, name="watch for failures", daemon=True).start()
 
     def claim(self, mine: Failure, *, hearsay: bool = False) -> Failure:
@@ -149,6 +151,8 @@ class Channel:
             while not self._over.wait(POLL_SECONDS):
                 if self._store.check([_FAILURE]):
                     return self._end_with(Failure(**json.loads(self._store.get(_FAILURE))))
+                if self._pulse.is_busy:
+                    self._pass_on_signals()
                 if failure := self._roll_call():
                     return self._end_with(self.claim(failure))
         except RuntimeError:
@@ -156,6 +160,14 @@ class Channel:
             if not self._over.wait(GRACE_SECONDS):
                 line = "the job's store does not answer: the launcher or rank 0, which keeps it, is gone or stopped"
                 self._end_with(self._failed(self._launch.rank, line, stacks=True))
+
+    def _pass_on_signals(self) -> None:
+        """Have a signal to any rank reach all: while one prepares the data the others only wait for it."""
+        if (number := signals.requested()) and not self._passed_on:
+            self._store.set(_STOP, str(int(number)))
+            self._passed_on = True
+        elif not number and self._store.check([_STOP]):
+            os.kill(os.getpid(), int(self._store.get(_STOP)))
 
     def _roll_call(self) -> Failure | None:
         """Answer whether this rank lives, or ask all of them if nothing gets on here."""

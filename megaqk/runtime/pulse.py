@@ -29,11 +29,15 @@ class Sign:
 
 
 class Pulse:
-    """Beats with every step. Before the first and where it is `busy` a process may take as long as it likes."""
+    """Beats with every step. Before the first and where it is `busy` a process may take as long as it likes.
+
+    Attributes:
+        is_busy: Whether it may now.
+    """
 
     def __init__(self) -> None:
         self._last = time.monotonic()
-        self._busy = True
+        self.is_busy = True
 
     def beat(self) -> None:
         """Say that the process has got on."""
@@ -49,25 +53,25 @@ class Pulse:
     def steps(self) -> Iterator[None]:
         """A block of steps, of which none may take longer than the watchdog waits."""
         self.beat()
-        self._busy = False
+        self.is_busy = False
         try:
             yield
         finally:
-            self._busy = True
+            self.is_busy = True
 
     @contextmanager
     def busy(self) -> Iterator[None]:
         """A block between two steps that may take as long as it likes, such as a save."""
-        self._busy = True
+        self.is_busy = True
         try:
             yield
         finally:
             self.beat()
-            self._busy = False
+            self.is_busy = False
 
     def sign(self) -> Sign:
         """How this process is."""
-        return Sign(round(time.monotonic() - self._last, 1), self._busy, _place())
+        return Sign(round(time.monotonic() - self._last, 1), self.is_busy, _place())
 
 
 def _place() -> str:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -68,6 +69,20 @@ def interruptible(action: Callable[[], _T]) -> _T:
         return action()
     finally:
         _requests.may_raise = before
+
+
+def in_background(action: Callable[[], _T]) -> _T:
+    """Run what is long and not Python in a thread, so that a signal may raise meanwhile; it is left to itself then."""
+    outcome: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(action())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 def requested() -> int:

@@ -11,7 +11,7 @@ import psutil
 
 from megaqk.errors import AGAIN, UserError
 from megaqk.runtime.launch import OWN_LAUNCHER, Launch
-from megaqk.runtime.signals import STOPPING
+from megaqk.runtime.signals import STOPPING, ignore_stop_signals
 
 
 def count_processes(wanted: str, launch: Launch) -> int:
@@ -79,9 +79,9 @@ def _forwarded_signals() -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 rank.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in STOPPING}
+    for number in STOPPING:
+        signal.signal(number, forward)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        ignore_stop_signals()  # what is left is to say how it ended

@@ -49,7 +49,8 @@ class StopRequests:
     def end(self, stop: str, where: str) -> NoReturn:
         """End the run, as `after_step` has asked for; every rank calls it."""
         self._world.first_does(self._folder.take_stop_file)
-        raise StoppedError(f"stopped by {stop} {where}; the same command goes on", stop)
+        by = stop.removeprefix("the ").split(" (")[0]
+        raise StoppedError(f"stopped by {stop} {where}; the same command goes on", by)
 
     def _mine(self) -> int:
         """What asks this rank: the number of a signal, or what only the first rank looks for; 0 if nothing does."""

@@ -1,5 +1,8 @@
+import ctypes
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from megaqk.runtime.agreement import Solo, agreed
-from megaqk.runtime.signals import Interrupted, stop_signals
+from megaqk.runtime.signals import Interrupted, in_background, stop_signals
 
 
 @pytest.fixture
@@ -37,6 +40,35 @@ def test_a_signal_outside_of_an_action_waits_for_the_next() -> None:
         agreed(Solo(), lambda: "more")
     os.kill(os.getpid(), signal.SIGTERM)
     assert agreed(Solo(), lambda: "saved", interruptible=False) == ["saved"]
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_signal_need_not_wait_for_other_languages() -> None:
+    begun = time.monotonic()
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Interrupted):
+        agreed(Solo(), lambda: in_background(lambda: ctypes.CDLL(None).usleep(20_000_000)))
+    assert time.monotonic() - begun < 10
+
+
+TWICE = """
+import os, signal, threading, time, ctypes
+from megaqk.runtime.signals import held, stop_signals
+with stop_signals(), held():
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(2.4, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    time.sleep(1.2)
+    print("the same request", flush=True)
+    for _ in range(50):
+        ctypes.CDLL(None).usleep(500_000)
+"""
+
+
+def test_a_second_signal_ends_whatever_the_main_thread_does() -> None:
+    result = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    assert result.stdout == "the same request\n"
 
 
 @pytest.mark.usefixtures("signals")
