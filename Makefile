@@ -17,7 +17,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3; do 
 # One thread a process: ranks share the cores, and a single thread keeps fp32 results reproducible.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup pretrain test test-full test-browser test-image lint format checks bench gpu-wheels test-gpu bench-gpu clean distclean
+.PHONY: help setup pretrain test test-full test-cluster test-browser test-image lint format checks bench gpu-wheels test-gpu bench-gpu clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make bench      the speed benchmarks"
 	@echo "make test-gpu   the tests for one GPU (DEVICE=pretend or cpu: on a stand-in); make bench-gpu its speed"
 	@echo "make gpu-wheels packs what a GPU machine without a network lacks; make test-gpu installs it there"
+	@echo "make test-cluster   slurm/*.sbatch on a real Slurm cluster of two nodes on this machine; root"
 	@echo "make setup      only the environment in $(VENV); PYTHON=... chooses the interpreter"
 	@echo "make clean      remove caches; make distclean removes $(VENV) too"
 
@@ -92,6 +93,11 @@ test-gpu: $(GPU_VENV)/.installed
 
 bench-gpu: $(GPU_VENV)/.installed
 	$(GPU_VENV)/bin/python tools/bench/gpu.py $(ARGS)
+
+# As root: it installs Slurm where it is missing, and starts a cluster of two nodes for the time of the tests.
+test-cluster: $(STAMP)
+	tools/cluster/install.sh
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

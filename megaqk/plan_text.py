@@ -52,7 +52,7 @@ def memory_table(stages: Sequence[Memory]) -> str:
     rows = [
         [str(stage), *(f"{getattr(memory, part) / GIB:.2f}" for part in parts)] for stage, memory in enumerate(stages)
     ]
-    return "Memory in GiB of the fullest rank of each stage, at its highest moment\n" + _table(
+    return "Memory in GiB of the fullest rank of each stage, at its highest moment\n" + table(
         [["stage", *parts], *rows]
     )
 
@@ -100,7 +100,7 @@ def _stages(config: Config, world: World, parameters: Sequence[ParameterInfo]) -
         parts += ["embedding"] * (stage == 0) + [head] * (stage == world.pipeline - 1)
         local = sum(p.numel // (1 if p.shard_dim is None else world.tensor) for p in owned)
         rows.append((str(stage), " + ".join(parts), f"{sum(p.numel for p in owned):,}", f"{local:,}"))
-    return _table(rows)
+    return table(rows)
 
 
 def _ranks(world: World) -> str:
@@ -108,7 +108,7 @@ def _ranks(world: World) -> str:
     if world.size > RANKS_SHOWN:
         half = RANKS_SHOWN // 2
         rows = [*rows[:half], ["..."] * 4, *rows[-half:]]
-    return _table([["rank", "pipeline", "data", "tensor"], *rows])
+    return table([["rank", "pipeline", "data", "tensor"], *rows])
 
 
 def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
@@ -120,7 +120,7 @@ def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
         rows.append((group.name, str(len(group.parameters)), f"{group.numel:,}", decay, *values))
     factors = (lr_factor(config.schedule, step, config.training.steps) for step in steps)
     rows.append(("lr at multiplier 1", "", "", "", *(f"{config.optimizer.lr * factor:.3g}" for factor in factors)))
-    return _table(rows)
+    return table(rows)
 
 
 def _never_released(config: Config, groups: Sequence[ParameterGroup]) -> list[str]:
@@ -149,7 +149,7 @@ def key_steps(config: Config, groups: Sequence[ParameterGroup]) -> list[int]:
     return sorted(step for step in steps if step <= last)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell, the first to the left and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]

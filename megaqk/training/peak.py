@@ -1,6 +1,7 @@
 """Peak floating-point rate of a device, against which utilisation is reported."""
 
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,26 @@ def looked_up_peak(device_name: str, precision: str) -> float | None:
     return None
 
 
+def products(device: torch.device, dtype: torch.dtype) -> Callable[[float], float]:
+    """Return a function that multiplies square matrices for so many seconds and returns the FLOPs that it did."""
+    # On a GPU large, and several at once, so that neither the launch nor the wait for the end is much of it.
+    size, at_once = (8192, 8) if device.type == "cuda" else (1024, 1)
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+
+    def multiply(seconds: float) -> float:
+        start, done = time.perf_counter(), 0.0
+        while time.perf_counter() - start < seconds:
+            for _ in range(at_once):
+                F.linear(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            done += at_once * 2.0 * size**3
+        return done
+
+    return multiply
+
+
 def measured_peak(device: torch.device, dtype: torch.dtype, *, windows: int = 3, seconds: float = 0.06) -> float:
     """Rate of square matrix products of all processes together in FLOP/s, with the kernels of training.
 
@@ -40,22 +61,14 @@ def measured_peak(device: torch.device, dtype: torch.dtype, *, windows: int = 3,
     the last one's end: processes that take turns on a core do not each count all of it. The best of a few such windows
     counts.
     """
-    # On a GPU large, and several at once, so that neither the launch nor the wait for the end is much of it.
-    size, products = (8192, 8) if device.type == "cuda" else (1024, 1)
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
+    multiply = products(device, dtype)
     work = torch.zeros((), dtype=torch.float64, device=device)
     best = 0.0
     for _ in range(windows):
         work.zero_()
         dist.barrier()
         start = time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            for _ in range(products):
-                F.linear(a, b)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            work += products * 2.0 * size**3
+        work += multiply(seconds)
         dist.all_reduce(work)
         total = float(work)
         elapsed = torch.tensor(time.perf_counter() - start, dtype=torch.float64, device=device)

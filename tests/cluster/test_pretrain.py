@@ -1,0 +1,61 @@
+"""slurm/pretrain.sbatch: jobs of two nodes over a network, which end as they should."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.jobs import Job, Site
+
+NODES = ("--nodes=2", "--ntasks-per-node=2")
+
+
+def last_step(run: Path) -> int:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return max(json.loads(line)["step"] for line in lines)
+
+
+@pytest.mark.parametrize("axis", ["tensor", "pipeline"])
+def test_two_nodes_train(axis: str, site: Site, write_config: Callable[..., Path]) -> None:
+    config = write_config(site.folder, parallel={axis: 2})
+    job = site.submit(*NODES, "slurm/pretrain.sbatch", str(config))
+    assert job.ended() == "COMPLETED", job.log
+    run = site.folder / "run"
+    assert f"{axis} 2" in job.log
+    assert "data 2" in job.log
+    assert last_step(run) == 10
+    assert json.loads((run / "result.json").read_text())["state"] == "finished"
+    kept = (run / "slurm" / f"{job.number}.environment").read_text()
+    assert "SLURM_JOB_NODELIST=node[1-2]" in kept
+    assert job.shown("Restarts") == "0"
+
+
+def test_one_task_a_gpu_and_flags_from_the_site(site: Site, write_config: Callable[..., Path]) -> None:
+    config = write_config(site.folder, training={"steps": 2}, schedule={"warmup_steps": 1})
+    (site.folder / "slurm" / "site.env").write_text(
+        f"SBATCH_FLAGS=(--nodes=2 --gpus-per-node=1 --cpus-per-gpu=2 --output={site.folder}/site-%j.log --time=20)\n"
+        "export NCCL_IB_TIMEOUT=22\n"
+    )
+    # The site's flags, and one of the command's after them.
+    said = site.run("slurm/pretrain.sbatch", "--gpus-per-node=2", "--parsable", str(config))
+
+    job = Job(said.strip(), site.folder / f"site-{said.strip()}.log")
+    assert job.ended() == "COMPLETED", job.log
+    assert "data 4" in job.log
+    kept = (site.folder / "run" / "slurm" / f"{job.number}.environment").read_text()
+    assert "NCCL_IB_TIMEOUT=22" in kept
+
+
+def test_a_mistake_is_one_line_and_not_requeued(site: Site, write_config: Callable[..., Path]) -> None:
+    config = write_config(site.folder)
+    jobs = {
+        "parallel.tensor = 3": site.submit(*NODES, "slurm/pretrain.sbatch", str(config), "parallel.tensor=3"),
+        "data.text = gone.jsonl": site.submit(*NODES, "slurm/pretrain.sbatch", str(config), "data.text=gone.jsonl"),
+    }
+    for line, job in jobs.items():
+        assert job.ended() == "FAILED"
+        assert job.status() == 2, job.log
+        assert job.log.count("megaqk: error: ") == 1
+        assert line in job.log
+        assert job.shown("Restarts") == "0"
