@@ -16,7 +16,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1300)]
 
 ROOT = Path(__file__).parents[2]
 LAB = ROOT / "tools" / "image" / "lab.sh"
@@ -76,7 +76,7 @@ def result(data: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module", autouse=True)
 def image() -> None:
     assert os.geteuid() == 0, "building an image needs root"
-    for words, limit in ((["setup"], 300), (["build", "cpu", IMAGE], 600)):
+    for words, limit in ((["setup"], 300), (["build", "cpu", IMAGE], 900)):
         began = time.monotonic()
         done = subprocess.run(
             [str(LAB), *words],
