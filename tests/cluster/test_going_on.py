@@ -23,12 +23,13 @@ LONG = {
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, write_config: Callable[..., Path]) -> Path:
-    """The configuration of a run that has ended as it began."""
+    """The configuration of a run over two nodes that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     copy_scripts(folder)
     config = write_config(folder, **LONG)
     job = Site(folder).submit(*NODES, "slurm/pretrain.sbatch", str(config))
     assert job.ended() == "COMPLETED", job.log
+    assert "tensor 2 x pipeline 1 x data 2" in job.log
     return config
 
 
