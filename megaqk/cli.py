@@ -12,7 +12,9 @@ from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import AGAIN, AlreadySaidError, user_error
 from megaqk.preflight.preflight import add_preflight_command
+from megaqk.runs import add_runs_command
 from megaqk.runtime.launch import launched_rank, started_by_mpi
+from megaqk.tensorboard import add_tensorboard_command
 from megaqk.training.command import add_pretrain_command
 
 HEAD_START_SECONDS = 5.0
@@ -30,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_check_command(subparsers)
     add_preflight_command(subparsers)
     add_data_commands(subparsers)
+    add_tensorboard_command(subparsers)
+    add_runs_command(subparsers)
     return parser
 
 

@@ -75,7 +75,7 @@ def _run(config: Config, launch: Launch) -> int:
                 trainer.train()
             finally:
                 trainer.close()
-            world.agreed(lambda: None)
+            world.allgather(None)  # none leaves while another may still need it
         # Not after a failure: it may wait for ranks that are gone.
         dist.destroy_process_group()
     finally:

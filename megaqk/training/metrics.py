@@ -15,18 +15,20 @@ import logging
 import math
 import os
 import shutil
-import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from megaqk.config.root import Config
 from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named, written_whole
+from megaqk.training.event_file import TENSORBOARD_FOLDER, EventFile
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
+
+# A hundred records with dozens of groups.
+_TAIL_BYTES = 1 << 16
 
 Number = int | float | SupportsFloat
 
@@ -42,18 +44,19 @@ class MetricsWriter:
     Args:
         run_dir: `run.dir`; made if it is not there.
         resume_step: The step the run starts from; 0 drops every earlier record.
+        config: The run, for TensorBoard's layout, text and table of hyper-parameters.
 
     Raises:
         UserError: The operating system refused to write, here and in the methods: a full disk for example.
     """
 
-    def __init__(self, run_dir: Path, *, resume_step: int = 0) -> None:
+    def __init__(self, run_dir: Path, *, resume_step: int = 0, config: Config | None = None) -> None:
         self._path = run_dir / METRICS_FILE
         with os_errors_named(self._path):
             run_dir.mkdir(parents=True, exist_ok=True)
             _keep_until(self._path, resume_step)
             self._file = self._path.open("ab")
-        self._events = _EventFile(run_dir / TENSORBOARD_FOLDER, first_step=resume_step + 1)
+        self._events = EventFile(run_dir / TENSORBOARD_FOLDER, first_step=resume_step + 1, config=config)
 
     def write(self, record: Mapping[str, Number | None]) -> None:
         """Write one record.
@@ -76,63 +79,17 @@ class MetricsWriter:
             os.fsync(self._file.fileno())
         self._events.sync()
 
+    def finish(self) -> None:
+        """Put everything on disk, for a run that has come to its end."""
+        self._events.finish()
+        self.flush()
+
     def close(self) -> None:
         """Close the files; a second call does nothing."""
         for file in (self._file, self._events):
             # What a full disk refused is tried again here, and has been reported.
             with contextlib.suppress(OSError):
                 file.close()
-
-
-class _EventFile:
-    """A file for TensorBoard, which takes all files of a folder, in the order of their names, for one run.
-
-    Not torch's SummaryWriter: that one writes in a thread, where a full disk is a traceback on the terminal first and
-    an error without a file name at some later step.
-
-    Args:
-        folder: Where the files are; made if it is not there.
-        first_step: The step from which on older files in the folder are void.
-    """
-
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        # A quarter of a second to import, and only one rank needs it.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = Event, Summary
-        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self._step, self._tags = 0, set[str]()
-        with os_errors_named(self._path):
-            folder.mkdir(exist_ok=True)
-            self._file = self._path.open("xb")
-        self._records = RecordWriter(self._file)
-        self._add(file_version="brain.Event:2")
-        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, values: Mapping[str, int | float]) -> None:
-        """Add points; of a value that a step has in two records, TensorBoard gets the first."""
-        if step != self._step:
-            self._step, self._tags = step, set()
-        new = {tag: value for tag, value in values.items() if tag not in self._tags}
-        self._tags |= new.keys()
-        points = [self._summary.Value(tag=tag, simple_value=value) for tag, value in new.items()]
-        self._add(step=step, summary=self._summary(value=points))
-
-    def _add(self, **fields: Any) -> None:
-        with os_errors_named(self._path):
-            self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-            self._file.flush()
-
-    def sync(self) -> None:
-        """Put what was written on disk."""
-        with os_errors_named(self._path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -152,6 +109,28 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path}: line {number} is not a record, a JSON object with a step: {line[:80]!r}; remove the line, or "
                 "resume the run, which puts the damaged file aside and keeps the records"
             )
+
+
+def newest_values(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """The last value of some metrics at the end of a `metrics.jsonl`, of however large a file.
+
+    Damaged lines are left out, and so is a name that none of the last records has.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - _TAIL_BYTES, 0))
+        lines = stream.read().splitlines()
+    found: dict[str, Any] = {}
+    # The first line of a part may be the end of one.
+    for line in reversed(lines[1:] if size > _TAIL_BYTES else lines):
+        # Most lines have nothing new, and parsing is what takes time.
+        missing = [name for name in names if name not in found and f'"{name}"'.encode() in line]
+        record = _record(line) if missing else None
+        found |= {name: record[name] for name in missing if record and name in record}
+    return found
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:

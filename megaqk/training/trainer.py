@@ -184,12 +184,13 @@ class Trainer:
         # Ranks that collect at different moments wait for each other; a step leaves hardly any cycles.
         gc.collect()
         gc.disable()
-        with signals.held(), self.pulse.steps():
-            while self.progress.step < last:
-                self._take_step()
-        gc.enable()
-        for hook in self.hooks:
-            hook.end(self)
+        with signals.held():
+            with self.pulse.steps():
+                while self.progress.step < last:
+                    self._take_step()
+            gc.enable()
+            for hook in self.hooks:
+                hook.end(self)
 
     def _take_step(self) -> None:
         """Take a step, show it to the hooks, save, and stop if something asks for it."""

@@ -161,7 +161,7 @@ def test_plain_lines_into_a_pipe(run: "tuple[Path, subprocess.CompletedProcess[s
     steps = [line for line in output.splitlines() if line.startswith("step ") and "tokens/s" in line]
     assert len(steps) == 10
     assert all("loss " in line and "lr " in line and "left " in line for line in steps)
-    assert f"tensorboard --logdir {folder / 'tensorboard'}" in output
+    assert f"megaqk tensorboard {folder}" in output
     assert "unigram" in output
 
 

@@ -87,6 +87,23 @@ def test_a_signal_to_one_rank(
     assert losses(tmp_path) == undisturbed
 
 
+def run_signalled_at_the_end(argv: list[str]) -> int:
+    """A command that gets a signal when all is done but the last words."""
+    from megaqk.training.trainer import Hook, Trainer
+
+    class Late(Hook):
+        def end(self, run: Trainer) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return commands.run_with(argv, Late())
+
+
+def test_a_run_that_is_finished_is_not_stopped(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    argv = ["pretrain", str(config_of(tmp_path, write_config))]
+    assert run_distributed(run_signalled_at_the_end, WORLD, argv, init=False) == [0] * WORLD
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["state"] == "finished"
+
+
 def run_and_make_file(argv: list[str], path: str) -> int:
     """A command that makes a file at step AT; steps take so long that the first rank looks for it."""
     import time

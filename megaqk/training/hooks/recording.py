@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from megaqk.training.metrics import TENSORBOARD_FOLDER, MetricsWriter
+from megaqk.training.metrics import MetricsWriter
 from megaqk.training.trainer import Hook, Record, Trainer
 
 
@@ -16,7 +16,7 @@ class Recording(Hook):
     def start(self, run: Trainer) -> None:
         """Open the files where the checkpoint left them."""
         if run.world.rank == 0:
-            self._writer = MetricsWriter(run.run_dir, resume_step=run.progress.step)
+            self._writer = MetricsWriter(run.run_dir, resume_step=run.progress.step, config=run.config)
 
     def record(self, run: Trainer, record: Record) -> None:
         """Write a record."""
@@ -31,11 +31,12 @@ class Recording(Hook):
             self._writer.flush()
 
     def end(self, run: Trainer) -> None:
-        """Say how to look at it: with the TensorBoard beside this Python, which may not be on the path."""
-        self.saving(run)
-        beside = Path(sys.executable).with_name("tensorboard")
-        program = os.path.relpath(beside) if beside.exists() else "tensorboard"
-        run.log.info("TensorBoard: %s --logdir %s", program, run.run_dir / TENSORBOARD_FOLDER)
+        """Say how to look at it: with the command beside this Python, which may not be on the path."""
+        if self._writer is not None:
+            self._writer.finish()
+        beside = Path(sys.executable).with_name("megaqk")
+        program = os.path.relpath(beside) if beside.exists() else "megaqk"
+        run.log.info("TensorBoard: %s tensorboard %s", program, run.run_dir)
 
     def close(self) -> None:
         """Close the files."""
