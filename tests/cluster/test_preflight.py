@@ -45,19 +45,8 @@ def refused(job: Job) -> str:
 
 def slow_down(job: Job, rank: int) -> None:
     """Have a rank that has joined the others run a fifteenth of the time, until it ends."""
-
-    def joined() -> list[psutil.Process]:
-        # Its connections have threads.
-        return [
-            process
-            for process in job.processes()
-            if process.environ().get("SLURM_PROCID") == str(rank)
-            and "preflight" in process.cmdline()
-            and process.num_threads() > 1
-        ]
-
-    assert wait_for(lambda: bool(joined()))
-    [process] = joined()
+    assert wait_for(lambda: bool(job.rank(rank, "preflight")))
+    [process] = job.rank(rank, "preflight")
     with suppress(psutil.Error):
         while process.status() != psutil.STATUS_ZOMBIE:
             process.suspend()
