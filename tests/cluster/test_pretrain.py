@@ -31,6 +31,7 @@ def test_a_pipeline_over_two_nodes_with_one_task_a_gpu(site: Site, write_config:
     kept = (run / "slurm" / f"{number}.environment").read_text()
     assert "SLURM_JOB_NODELIST=node[1-2]" in kept
     assert "NCCL_IB_TIMEOUT=22" in kept
+    assert "GLOO_SOCKET_IFNAME=eth0" in kept
     assert job.shown("Restarts") == "0"
 
 
