@@ -4,8 +4,8 @@
 #   tools/image/lab.sh build TARGET TAG  for example: build cpu localhost/megaqk:cpu
 #   tools/image/lab.sh podman ...        podman on its images
 #   tools/image/lab.sh clean             removes images and containers
-# Everything is below $IMAGE_LAB. Mirrors and certificates are those that apt and pip have on this machine; a build gets
-# them by mounts below /dev, of which nothing stays in an image.
+# Everything is below $IMAGE_LAB. Packages come from where apt and pip of this machine get them; a build is told by mounts,
+# of which nothing stays in an image.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 LAB=${IMAGE_LAB:-/var/tmp/megaqk-image}
@@ -49,10 +49,9 @@ base() {
     rm -rf "$root"/etc/{resolv.conf,hostname} "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/archives/*.deb \
         "$root"/var/log/* "$root"/usr/share/{man,doc,locale,info}/*
     printf 'path-exclude /usr/share/%s/*\n' doc man locale >"$root/etc/dpkg/dpkg.cfg.d/slim"
+    # Those of this machine lie over it while an image is built.
     : >"$root/etc/apt/sources.list"
-    printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: bookworm bookworm-updates' \
-        'Components: main' 'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' \
-        >"$root/etc/apt/sources.list.d/debian.sources"
+    : >"$root$(sources)"
     tar -C "$root" --numeric-owner -c . | podman import -q --change 'CMD ["bash"]' - "$BASE" >/dev/null
     rm -rf "$root"
 }
