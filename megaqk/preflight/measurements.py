@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megaqk.errors import UserError
 from megaqk.parallel.world import World
+from megaqk.runtime.pulse import Pulse
 from megaqk.training.peak import products
 
 REPEATS = 5
@@ -54,18 +55,19 @@ def reduction_rate(world: World) -> float:
     return 2 * (world.size - 1) / world.size * values.nbytes / seconds
 
 
-def exchange_rates(world: World, nodes: Sequence[Sequence[int]]) -> dict[tuple[int, int], float]:
+def exchange_rates(world: World, nodes: Sequence[Sequence[int]], pulse: Pulse) -> dict[tuple[int, int], float]:
     """Bytes/s between each two nodes, both ways together, all other pairs being as busy.
 
     Args:
         world: The processes.
         nodes: The ranks of each node.
+        pulse: Beats with each round.
     """
     mine = next(index for index, ranks in enumerate(nodes) if world.rank in ranks)
     place = nodes[mine].index(world.rank)
     sent, received = (torch.ones(_elements(world.device), device=world.device) for _ in range(2))
     measured: dict[tuple[int, int], float] = {}
-    for partners in rounds(len(nodes)):
+    for partners in pulse.beats(rounds(len(nodes))):
         partner = partners[mine]
         dist.barrier()
         if partner == mine or place >= len(nodes[partner]):

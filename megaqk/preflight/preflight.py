@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megaqk.runtime.pulse import Pulse
 
 PATIENCE_SECONDS = 60.0
-"""How long all measurements together may take before who keeps the others waiting is named."""
+"""How long a measurement may take before who keeps the others waiting is named."""
 
 
 def add_preflight_command(subparsers: Any) -> None:
@@ -83,7 +83,7 @@ def _inspect(config: Config, world: World, least: float | None, pulse: "Pulse") 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision]
         with pulse.steps():
             rates = world.allgather(product_rate(world.device, dtype))
-            pairs, reduction = exchange_rates(world, list(nodes.values())), 0.0
+            pairs, reduction = exchange_rates(world, list(nodes.values()), pulse), 0.0
             if world.size > 1:
                 reduction = min(world.allgather(reduction_rate(world)))
     except AgreedError as error:

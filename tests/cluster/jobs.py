@@ -83,16 +83,26 @@ class Job:
             re.search(pattern, self.log)
         )
 
-    def processes(self) -> list[psutil.Process]:
-        """Everything that runs for it on any node."""
+    def processes(self, fits: Callable[[psutil.Process], bool] = lambda _: True) -> list[psutil.Process]:
+        """What runs for it on any node, or of that what fits."""
         mine = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("SLURM_JOB_ID") == self.number and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get("SLURM_JOB_ID") == self.number and fits(process):
                     mine.append(process)
-            except psutil.Error:
+            except psutil.Error:  # gone, or a zombie
                 continue
         return mine
+
+    def rank(self, number: int, command: str) -> list[psutil.Process]:
+        """The process of a rank that runs a command of megaqk and has joined the others: it has threads for that."""
+        return self.processes(
+            lambda process: (
+                process.environ().get("SLURM_PROCID") == str(number)
+                and command in process.cmdline()
+                and process.num_threads() > 1
+            )
+        )
 
 
 class Site:

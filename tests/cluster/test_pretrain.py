@@ -4,8 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.jobs import Job, Site
 
 NODES = ("--nodes=2", "--ntasks-per-node=2")
@@ -16,35 +14,32 @@ def last_step(run: Path) -> int:
     return max(json.loads(line)["step"] for line in lines)
 
 
-@pytest.mark.parametrize("axis", ["tensor", "pipeline"])
-def test_two_nodes_train(axis: str, site: Site, write_config: Callable[..., Path]) -> None:
-    config = write_config(site.folder, parallel={axis: 2})
-    job = site.submit(*NODES, "slurm/pretrain.sbatch", str(config))
-    assert job.ended() == "COMPLETED", job.log
-    run = site.folder / "run"
-    assert f"{axis} 2" in job.log
-    assert "data 2" in job.log
-    assert last_step(run) == 10
-    assert json.loads((run / "result.json").read_text())["state"] == "finished"
-    kept = (run / "slurm" / f"{job.number}.environment").read_text()
-    assert "SLURM_JOB_NODELIST=node[1-2]" in kept
-    assert job.shown("Restarts") == "0"
-
-
-def test_one_task_a_gpu_and_flags_from_the_site(site: Site, write_config: Callable[..., Path]) -> None:
-    config = write_config(site.folder, training={"steps": 2}, schedule={"warmup_steps": 1})
+def test_a_pipeline_over_two_nodes_with_one_task_a_gpu(site: Site, write_config: Callable[..., Path]) -> None:
+    config = write_config(site.folder, parallel={"pipeline": 2})
     (site.folder / "slurm" / "site.env").write_text(
         f"SBATCH_FLAGS=(--nodes=2 --gpus-per-node=1 --cpus-per-gpu=2 --output={site.folder}/site-%j.log --time=20)\n"
         "export NCCL_IB_TIMEOUT=22\n"
     )
     # The site's flags, and one of the command's after them.
-    said = site.run("slurm/pretrain.sbatch", "--gpus-per-node=2", "--parsable", str(config))
-
-    job = Job(said.strip(), site.folder / f"site-{said.strip()}.log")
+    number = site.run("slurm/pretrain.sbatch", "--gpus-per-node=2", "--parsable", str(config)).strip()
+    job = Job(number, site.folder / f"site-{number}.log")
     assert job.ended() == "COMPLETED", job.log
-    assert "data 4" in job.log
-    kept = (site.folder / "run" / "slurm" / f"{job.number}.environment").read_text()
+    assert "tensor 1 x pipeline 2 x data 2" in job.log
+    run = site.folder / "run"
+    assert last_step(run) == 10
+    assert json.loads((run / "result.json").read_text())["state"] == "finished"
+    kept = (run / "slurm" / f"{number}.environment").read_text()
+    assert "SLURM_JOB_NODELIST=node[1-2]" in kept
     assert "NCCL_IB_TIMEOUT=22" in kept
+    assert "GLOO_SOCKET_IFNAME=eth0" in kept
+    assert job.shown("Restarts") == "0"
+
+
+def test_too_few_cpus_for_the_gpus_are_refused(site: Site, write_config: Callable[..., Path]) -> None:
+    job = site.submit("--nodes=1", "--gpus-per-node=2", "slurm/pretrain.sbatch", str(write_config(site.folder)))
+    assert job.ended() == "FAILED"
+    assert job.status() == 2
+    assert "1 CPUs a node for 2 GPUs: must be at least one each: add --cpus-per-gpu=N" in job.log
 
 
 def test_a_mistake_is_one_line_and_not_requeued(site: Site, write_config: Callable[..., Path]) -> None:

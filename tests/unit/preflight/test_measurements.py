@@ -9,6 +9,7 @@ from megaqk.errors import UserError
 from megaqk.parallel.world import World
 from megaqk.preflight.measurements import exchange_rates, product_rate, reduction_rate, rounds
 from megaqk.runtime.launch import Launch
+from megaqk.runtime.pulse import Pulse
 from tests.harness import run_distributed
 
 
@@ -27,7 +28,7 @@ def connected() -> World:
 
 
 def exchanged(nodes: list[list[int]]) -> dict[tuple[int, int], float]:
-    return exchange_rates(connected(), nodes)
+    return exchange_rates(connected(), nodes, Pulse())
 
 
 def test_all_ranks_have_the_rate_of_each_pair_of_nodes() -> None:
