@@ -146,7 +146,8 @@ def _acquire_kernels(path: Path, *, blocking: bool) -> BaseFileLock | Literal[Fa
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            lock.acquire(blocking=blocking)
+            # `megaqk runs` looks at a lock by holding it for a moment.
+            lock.acquire(timeout=-1 if blocking else SETTLE_SECONDS, poll_interval=0.05)
     except Timeout:
         return False
     except NotImplementedError:

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -105,6 +106,15 @@ def test_of_two_machines_that_see_a_dead_holder_one_takes_over(tmp_path: Path, m
     for lock in taken:
         if lock is not None:
             lock.release()
+
+
+def test_a_look_at_the_lock_is_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        threading.Timer(0.3, lambda: fcntl.flock(looker, fcntl.LOCK_UN)).start()
+        lock = try_lock(tmp_path / ".lock")
+    assert lock is not None
+    lock.release()
 
 
 def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path) -> None:
