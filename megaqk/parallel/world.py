@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 # One rank may prepare data or read a large checkpoint for hours while the others wait for its word.
-_LONGEST_WAIT = timedelta(days=1)
+_FOREVER = timedelta(days=3650)
 
 
 class Coordinate(NamedTuple):
@@ -134,7 +134,7 @@ class World:
         if self._watched:
             # Our watchdog tells a rank that waits for another one's disk from one that hangs; these limits do not.
             for group in dist.distributed_c10d._world.pg_map:
-                dist.distributed_c10d._set_pg_timeout(_LONGEST_WAIT, group)
+                dist.distributed_c10d._set_pg_timeout(_FOREVER, group)
         self.data_group = self.grid.get_data_parallel_group()
         self.model_group = self.grid.get_model_parallel_group()
         self.tp = TensorParallel()
@@ -145,7 +145,7 @@ class World:
                 group=self.grid.get_slice_parallel_group(),
                 sequence=self._sequence,
             )
-        self.objects = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+        self.objects = dist.new_group(backend="gloo", timeout=_FOREVER)
         return self
 
     def allgather(self, value: _T) -> list[_T]:

@@ -59,7 +59,7 @@ def run_preflight(arguments: argparse.Namespace) -> int:
     patience = min(PATIENCE_SECONDS, config.training.watchdog or PATIENCE_SECONDS)
     log = log_file(folder, world.rank)
     try:
-        with failing_together(world.launch, lambda _: None, pulse=pulse, patience=patience, log=log):
+        with failing_together(world.launch, world.objects, lambda _: None, pulse=pulse, patience=patience, log=log):
             world.agreed(lambda: start_logging(folder, world.rank, alone=world.size == 1))
             _inspect(config, world, arguments.least, pulse)
         dist.destroy_process_group()

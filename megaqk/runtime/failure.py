@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megaqk.errors import AGAIN, FAULT, AgreedError, AlreadySaidError, DivergedError, StoppedError, user_error
 from megaqk.runtime.channel import Channel, Failure, said_of
@@ -18,6 +19,9 @@ from megaqk.runtime.launch import Launch
 from megaqk.runtime.lifeline import Lifeline
 from megaqk.runtime.logs import write_terminal
 from megaqk.runtime.pulse import Pulse
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 logger = logging.getLogger("megaqk")
 
@@ -53,12 +57,19 @@ def _is_lost(error: BaseException) -> bool:
 
 @contextmanager
 def failing_together(
-    launch: Launch, last_words: Callable[[Failure], None], *, pulse: Pulse, patience: float | None, log: Path
+    launch: Launch,
+    group: "dist.ProcessGroup",
+    last_words: Callable[[Failure], None],
+    *,
+    pulse: Pulse,
+    patience: float | None,
+    log: Path,
 ) -> Iterator[None]:
     """A block of which no rank leaves the others behind; the process group must have been started.
 
     Args:
         launch: This process.
+        group: All processes, over gloo and without a limit of time.
         last_words: Called once, on rank 0 if it lives, with what ended the job.
         pulse: Whether this process gets on.
         patience: Seconds without a step of any rank after which the job is ended; None: it is left to hang.
@@ -80,7 +91,7 @@ def failing_together(
             raise AlreadySaidError(failure.status) from error
         return
     channel = Channel(launch, last_words, pulse=pulse, patience=patience, log=log)
-    lifeline = Lifeline(launch, channel.lost)
+    lifeline = Lifeline(launch, group, channel.lost)
     try:
         yield
         lifeline.close()

@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from megaqk.runtime.launch import Launch
 
-_FOREVER = timedelta(days=3650)
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
 _JOIN_SECONDS = 5.0
 
 
@@ -17,15 +19,15 @@ class Lifeline:
     A machine that loses its power closes no connection: that is what the watchdog is for.
 
     Args:
-        launch: This process, one of several; each makes a lifeline at the same moment.
+        launch: This process, one of several.
+        group: All of them, over gloo and without a limit of time.
         lost: Called in a thread with the rank whose connection broke.
     """
 
-    def __init__(self, launch: Launch, lost: Callable[[int], None]) -> None:
+    def __init__(self, launch: Launch, group: "dist.ProcessGroup", lost: Callable[[int], None]) -> None:
         import torch
-        import torch.distributed as dist
 
-        self._group = dist.new_group(backend="gloo", timeout=_FOREVER)
+        self._group = group
         self._word = torch.zeros(1)
         self._before = (launch.rank - 1) % launch.world_size
         self._after = (launch.rank + 1) % launch.world_size

@@ -61,6 +61,7 @@ def _run(config: Config, launch: Launch) -> int:
     try:
         with failing_together(
             world.launch,
+            world.objects,
             folder.note_failure,
             pulse=pulse,
             patience=config.training.watchdog,
