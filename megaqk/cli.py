@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from megaqk import __version__
 from megaqk.check import add_check_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
-from megaqk.errors import AGAIN, AlreadySaidError, user_error
+from megaqk.errors import AGAIN, AgreedError, AlreadySaidError, user_error
 from megaqk.preflight.preflight import add_preflight_command
 from megaqk.runs import add_runs_command
 from megaqk.runtime.launch import launched_rank, started_by_mpi
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlreadySaidError as error:
         return error.status
     except KeyboardInterrupt:
+        sys.stderr.write("megaqk: interrupted\n")
         return AGAIN
     except BrokenPipeError:
         # Whoever read the output has enough of it. Python would complain again when it flushes at exit.
@@ -65,14 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         refusal = user_error(error)
         if refusal is None:
             raise
-        _refuse(str(refusal), refusal.status)
+        _refuse(str(refusal), refusal.status, common=isinstance(refusal, AgreedError))
         return refusal.status
     return status
 
 
-def _refuse(line: str, status: int) -> None:
-    if rank := launched_rank():
-        # All ranks find most mistakes alike; what this rank alone has found it says itself.
+def _refuse(line: str, status: int, *, common: bool) -> None:
+    if (rank := launched_rank()) and common:
+        return
+    if rank:
+        # What this rank alone has found it says itself.
         time.sleep(HEAD_START_SECONDS)
         line += f" (rank {rank})"
     # One write, newline included: several ranks share the stream, and lines must not be cut into one another.

@@ -16,6 +16,12 @@ class UserError(Exception):
     status = REFUSED
 
 
+class FaultError(UserError):
+    """One line like any other, of something that is not the user's to mend."""
+
+    status = FAULT
+
+
 class AgreedError(UserError):
     """A `UserError` that every rank of a job has raised at the same place; it names the rank that met it."""
 

@@ -11,7 +11,7 @@ from megaqk.config.problems import describe
 from megaqk.config.qk_timing import SELECTOR_FORMS, TimingRule
 from megaqk.config.root import Config
 from megaqk.config.yaml_text import format_yaml, parse_yaml, shorten, show
-from megaqk.errors import UserError
+from megaqk.errors import AgreedError, UserError
 
 
 def add_overrides(parser: ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def build_config(raw: dict[str, Any]) -> Config:
     except ValidationError as error:
         problems = describe(error)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise UserError(" ".join(problems[0].splitlines()) + more)
+    raise AgreedError(" ".join(problems[0].splitlines()) + more)
 
 
 def dump_config(config: Config) -> str:
@@ -97,21 +97,21 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise UserError(f"{override}: must be section.key=value, for example training.steps=100")
+        raise AgreedError(f"{override}: must be section.key=value, for example training.steps=100")
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"{path} = {shorten(text)}: the value is no YAML: {error}") from None
+        raise AgreedError(f"{path} = {shorten(text)}: the value is no YAML: {error}") from None
     node: Any = raw
     for depth, key in enumerate(keys, start=1):
         step: str | int = key
         if isinstance(node, list):
             if not key.isdecimal() or int(key) >= len(node):
                 allowed = f"must be an index below {len(node)}, the length of the list"
-                raise UserError(f"{'.'.join(keys[:depth])}: {key} {allowed}")
+                raise AgreedError(f"{'.'.join(keys[:depth])}: {key} {allowed}")
             step = int(key)
         elif not isinstance(node, dict):
-            raise UserError(f"{'.'.join(keys[: depth - 1])} = {show(node)}: has no keys to override")
+            raise AgreedError(f"{'.'.join(keys[: depth - 1])} = {show(node)}: has no keys to override")
         elif key in SELECTOR_FORMS and keys[depth - 2] == "layers":
             # Another way of naming layers replaces the one in the file instead of clashing with it.
             for form in set(SELECTOR_FORMS) - {key}:

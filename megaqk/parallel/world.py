@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from megaqk.config.root import Config
-from megaqk.errors import AgreedError, UserError
+from megaqk.errors import AgreedError
 from megaqk.parallel.tensor_parallel import TensorParallel
 from megaqk.runtime.agreement import agreed, each
 from megaqk.runtime.launch import Launch
@@ -67,20 +67,20 @@ class World:
         """Lay a run out over its processes; the data-parallel size is what the other axes leave.
 
         Raises:
-            UserError: Where the processes or the batch cannot be divided; one line with key, value and what is
+            AgreedError: Where the processes or the batch cannot be divided; one line with key, value and what is
                 allowed.
         """
         parallel, training = config.parallel, config.training
         model_parallel = parallel.tensor * parallel.pipeline
         if launch.world_size < 1 or launch.world_size % model_parallel:
-            raise UserError(
+            raise AgreedError(
                 f"world size = {launch.world_size}: must be a multiple of parallel.tensor x parallel.pipeline = "
                 f"{parallel.tensor} x {parallel.pipeline} = {model_parallel}"
             )
         data = launch.world_size // model_parallel
         samples = training.micro_batch_size * data
         if training.global_batch_size % samples:
-            raise UserError(
+            raise AgreedError(
                 f"training.global_batch_size = {training.global_batch_size}: must be divisible by "
                 f"training.micro_batch_size x data-parallel size = {training.micro_batch_size} x {data} = {samples}"
             )
@@ -119,12 +119,14 @@ class World:
         import torch.distributed as dist
 
         from megaqk.runtime.device import start_process_group
+        from megaqk.runtime.failure import meeting
         from megaqk.runtime.logs import quiet
 
         if self.tensor > 1:
             # One hardware queue, so that a collective starts before the product that is to hide it.
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        self.device = start_process_group(self.launch)
+        with meeting(self.launch):
+            self.device = start_process_group(self.launch)
         from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 
         with quiet():

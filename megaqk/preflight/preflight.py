@@ -12,6 +12,7 @@ from megaqk.config.root import Config
 from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import read_launch
+from megaqk.runtime.signals import stop_signals
 
 if TYPE_CHECKING:
     from megaqk.preflight.machines import Machine
@@ -45,7 +46,11 @@ def run_preflight(arguments: argparse.Namespace) -> int:
     """Run the command; exit status 0, or a `UserError` on all ranks."""
     if arguments.least is not None and not 0 < arguments.least <= 1:
         raise UserError(f"--least = {arguments.least:g}: must be above 0 and at most 1")
-    config = load_config(arguments.config, arguments.overrides)
+    with stop_signals():
+        return _run(load_config(arguments.config, arguments.overrides), arguments.least)
+
+
+def _run(config: Config, least: float | None) -> int:
     world = World(config, read_launch())
     world.connect()
     # Only now: importing DeepSpeed looks for a device, which `connect` has settled.
@@ -61,7 +66,7 @@ def run_preflight(arguments: argparse.Namespace) -> int:
     try:
         with failing_together(world.launch, world.objects, lambda _: None, pulse=pulse, patience=patience, log=log):
             world.agreed(lambda: start_logging(folder, world.rank, alone=world.size == 1))
-            _inspect(config, world, arguments.least, pulse)
+            _inspect(config, world, least, pulse)
         dist.destroy_process_group()
     finally:
         stop_logging()

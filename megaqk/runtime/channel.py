@@ -23,7 +23,7 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
 """How long a rank that knows better gets to speak, and a main thread to end by itself."""
 ANSWER_SECONDS = 10.0
-"""How long a rank gets to say that it is alive; its main thread need not do anything for that."""
+"""How long a rank gets at least to say that it is alive: its main thread need but let another one work."""
 
 _FAILURE, _SAID, _STOP = "megaqk/failure", "megaqk/said", "megaqk/stop"
 _ROLL, _HOST = "megaqk/roll", "megaqk/host"
@@ -83,6 +83,7 @@ class Channel:
             self._store.set_timeout(timedelta(seconds=max(patience, GRACE_SECONDS)))
         self._store.set(f"{_HOST}/{launch.rank}", socket.gethostname())
         self._calls, self._settled = 0, time.monotonic()
+        self._answer = max(ANSWER_SECONDS, (patience or 0.0) / 10)
         self._over, self._ending = threading.Event(), threading.Event()
         self._saying, self._passed_on = threading.Lock(), False
         threading.Thread(target=self._watch, name="watch for failures", daemon=True).start()
@@ -167,7 +168,7 @@ class Channel:
             self._store.set(_STOP, str(int(number)))
             self._passed_on = True
         elif not number and self._store.check([_STOP]):
-            os.kill(os.getpid(), int(self._store.get(_STOP)))
+            signals.request(int(self._store.get(_STOP)))
 
     def _roll_call(self) -> Failure | None:
         """Answer whether this rank lives, or ask all of them if nothing gets on here."""
@@ -180,12 +181,12 @@ class Channel:
             return None
         judge = not asked and self._store.add(call, 1) == 1
         self._store.set(f"{call}/{self._launch.rank}", json.dumps(asdict(mine)))
-        self._calls, self._settled = self._calls + 1, now + ANSWER_SECONDS
+        self._calls, self._settled = self._calls + 1, now + self._answer
         return self._judge(call) if judge else None
 
     def _judge(self, call: str) -> Failure | None:
         patience, ranks = self._patience or 0.0, range(self._launch.world_size)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + self._answer
         missing = [*ranks]
         while missing and time.monotonic() < deadline and not self._over.wait(POLL_SECONDS / 5):
             missing = [rank for rank in missing if not self._store.check([f"{call}/{rank}"])]

@@ -11,11 +11,21 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from megaqk.errors import AGAIN, FAULT, AgreedError, AlreadySaidError, DivergedError, StoppedError, user_error
+from megaqk.errors import (
+    AGAIN,
+    FAULT,
+    AgreedError,
+    AlreadySaidError,
+    DivergedError,
+    FaultError,
+    StoppedError,
+    user_error,
+)
+from megaqk.runtime import signals
 from megaqk.runtime.channel import Channel, Failure, said_of
-from megaqk.runtime.launch import Launch
+from megaqk.runtime.launch import OWN_LAUNCHER, UNHEARD, Launch
 from megaqk.runtime.lifeline import Lifeline
 from megaqk.runtime.logs import write_terminal
 from megaqk.runtime.pulse import Pulse
@@ -53,6 +63,29 @@ def _first_line(error: BaseException) -> str:
 
 def _is_lost(error: BaseException) -> bool:
     return user_error(error) is None and any(name in _first_line(error) for name in ("gloo", "NCCL"))
+
+
+@contextmanager
+def meeting(launch: Launch) -> Iterator[None]:
+    """The meeting of the processes: waiting for one that does not come, nothing in Python can be raised.
+
+    Raises:
+        FaultError: If they have not met.
+    """
+    import torch.distributed as dist
+
+    def end(number: int) -> NoReturn:
+        if launch.launcher == OWN_LAUNCHER:  # it knows who asks, or which rank has died
+            os._exit(UNHEARD)
+        if launch.rank == 0:
+            write_terminal(said_of(describe(signals.Interrupted(number), launch)))
+        os._exit(AGAIN)
+
+    try:
+        with signals.ending_at_once(end):
+            yield
+    except dist.DistError as error:
+        raise FaultError(f"the {launch.world_size} processes of the job have not met: {_first_line(error)}") from error
 
 
 @contextmanager

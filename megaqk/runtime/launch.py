@@ -11,6 +11,8 @@ from megaqk.runtime.mpi import Mpi
 
 OWN_LAUNCHER = "megaqk --processes"
 """What starts the processes of one machine, and the id by which they know it."""
+UNHEARD = 74
+"""With what a rank of it ends that was stopped before it could say so."""
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where MPI's launchers say how many processes they started."""
 
@@ -151,8 +153,12 @@ def _first_host(hosts: str) -> str:
 
 def _read_mpi(environment: Mapping[str, str]) -> Launch:
     """The facts as MPI has them; its ranks tell each other where the first one is."""
-    del environment
     comm = Mpi()
+    if str(comm.size) not in (sizes := [environment[name] for name in MPI_SIZES if name in environment]):
+        raise UserError(
+            f"MPI's launcher started {' or '.join(sizes)} processes, of which mpi4py sees {comm.size}: must be of one "
+            "MPI; build mpi4py with the one whose mpirun this is"
+        )
     hosts = comm.allgather((socket.gethostname(), _free_port() if comm.rank == 0 else 0))
     address = "127.0.0.1" if len({host for host, _ in hosts}) == 1 else hosts[0][0]
     return Launch(

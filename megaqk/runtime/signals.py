@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1: requests to stop, which are met where the work can be left without damage."""
+"""Requests to stop, which are met where the work can be left without damage: SIGINT, SIGTERM, SIGUSR1 and others."""
 
 import contextlib
 import os
@@ -7,47 +7,61 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 _T = TypeVar("_T")
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_FILE, TIME_LIMIT = 1001, 1002
+"""Requests that are no signals, numbered like them."""
 SAME_SECONDS = 1.0
 """Terminals and launchers send a signal twice: within this time a second one is the same request."""
 
 
+def name_of(number: int) -> str:
+    """What a request is called."""
+    return {STOP_FILE: "stop file", TIME_LIMIT: "time limit"}.get(number) or signal.Signals(number).name
+
+
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended the work of all ranks at the same place.
+    """A request has ended the work of all ranks at the same place.
 
     Attributes:
-        number: The signal.
+        number: The request.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(name_of(number))
         self.number = number
 
 
 class _Requests:
-    """Which signal has asked this process to stop, and whether it may raise right now."""
+    """What has asked this process to stop, and whether it may raise right now."""
 
     def __init__(self) -> None:
         self.number = 0
         self.may_raise = False
         self.held = False
-        self._since = 0.0
+        self.at_once: Callable[[int], NoReturn] | None = None
+        self.own = 0
+        self._since: float | None = None
 
     def note(self, number: int) -> None:
-        """Take a request; the second one ends the process."""
-        if not self.number:
-            self.number, self._since = number, time.monotonic()
+        """Count a signal, in the thread that listens: a second one ends the process."""
+        if self.own:  # it is but to wake the main thread
+            self.own -= 1
+            return
+        self.number = self.number or number
+        if self.at_once is not None:
+            self.at_once(number)
+        if self._since is None:
+            self._since = time.monotonic()
         elif time.monotonic() - self._since > SAME_SECONDS:
             os._exit(128 + number)
 
     def handle(self, number: int, _frame: object) -> None:
         """Python's handler, in the main thread, when it comes to run Python."""
-        if not self.number:  # else the thread that listens was first
-            self.number, self._since = number, time.monotonic()
+        self.number = self.number or number
         if self.may_raise:
             self.may_raise = False
             raise Interrupted(self.number)
@@ -86,8 +100,16 @@ def in_background(action: Callable[[], _T]) -> _T:
 
 
 def requested() -> int:
-    """The signal that has asked this process to stop; 0 if none has."""
+    """What has asked this process to stop; 0 if nothing has."""
     return _requests.number
+
+
+def request(number: int) -> None:
+    """Ask this process to stop from a thread, unless something has; it is no second signal."""
+    if not _requests.number:
+        _requests.number = number
+        _requests.own += 1
+        os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @contextlib.contextmanager
@@ -98,6 +120,18 @@ def held() -> Iterator[None]:
         yield
     finally:
         _requests.held = False
+
+
+@contextlib.contextmanager
+def ending_at_once(end: Callable[[int], NoReturn]) -> Iterator[None]:
+    """Where nothing can raise, as in the meeting of the processes, have a signal call `end` in another thread."""
+    _requests.at_once = end
+    try:
+        if _requests.number:
+            end(_requests.number)
+        yield
+    finally:
+        _requests.at_once = None
 
 
 @contextlib.contextmanager
@@ -115,6 +149,8 @@ def stop_signals() -> Iterator[None]:
         # A shell starts what runs in the background with SIGINT ignored.
         if handler is not signal.SIG_IGN:
             signal.signal(number, _requests.handle)
+    # Who started this process may have blocked them until here.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     try:
         yield
     finally:

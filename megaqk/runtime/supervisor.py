@@ -4,13 +4,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 
 from megaqk.errors import AGAIN, UserError
-from megaqk.runtime.launch import OWN_LAUNCHER, Launch
+from megaqk.runtime.launch import OWN_LAUNCHER, UNHEARD, Launch
 from megaqk.runtime.signals import STOPPING, ignore_stop_signals
 
 
@@ -37,6 +38,7 @@ def supervise(command: Sequence[str], processes: int) -> int:
     Returns:
         The exit status of the first that failed, 128 and more for one that a signal killed; 0 if none did.
     """
+    asked = _forward_signals()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -57,31 +59,42 @@ def supervise(command: Sequence[str], processes: int) -> int:
         signals_to_handle="",
     )
     try:
-        with _forwarded_signals():
-            elastic_launch(config, sys.executable)("-m", "megaqk", *command)
+        elastic_launch(config, sys.executable)("-m", "megaqk", *command)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
-        killed = [failure for failure in error.failures.values() if failure.exitcode < 0]
-        if len(killed) == processes:  # nobody was left to name it
+        if first.exitcode == UNHEARD:
+            sys.stderr.write(
+                f"megaqk: stopped by {' and '.join(asked)} before the first step; the same command goes on\n"
+            )
+            return AGAIN
+        if first.exitcode < 0 and all(one.exitcode < 0 or one.exitcode == UNHEARD for one in error.failures.values()):
+            # Nobody was left to name it, or knew of it yet.
             name = signal.Signals(-first.exitcode).name
             sys.stderr.write(f"megaqk: error: rank {first.local_rank} was killed by {name}\n")
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    finally:
+        ignore_stop_signals()  # what is left is to say how it ended
     return 0
 
 
-@contextmanager
-def _forwarded_signals() -> Iterator[None]:
+def _forward_signals() -> list[str]:
+    """Have signals go on to the ranks, which are born deaf to them until they can heed them; return their names."""
+    asked: list[str] = []
+
     def forward(number: int, _frame: object) -> None:
+        asked.append(signal.Signals(number).name)
         ranks = psutil.Process().children()
         if not ranks:
-            sys.exit(AGAIN)
+            sys.stderr.write(f"megaqk: stopped by {signal.Signals(number).name} before any process was started\n")
+            sys.stderr.flush()
+            os._exit(AGAIN)
         for rank in ranks:
             with suppress(psutil.NoSuchProcess):
                 rank.send_signal(number)
 
     for number in STOPPING:
         signal.signal(number, forward)
-    try:
-        yield
-    finally:
-        ignore_stop_signals()  # what is left is to say how it ended
+    # Processes inherit what the thread that starts them has blocked; another one takes the signals here.
+    threading.Thread(target=threading.Event().wait, name="signals", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    return asked

@@ -1,6 +1,7 @@
 """The `pretrain` command."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,19 @@ def add_pretrain_command(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; configuration problems are found before anything heavy is imported or started."""
-    launch = read_launch()
+    began, launch = time.monotonic(), read_launch()
     if arguments.local_rank not in (None, launch.local_rank):
         raise UserError(f"--local_rank = {arguments.local_rank}: must be LOCAL_RANK = {launch.local_rank}")
     if arguments.processes is None:
         with stop_signals():
-            return _run(load_config(arguments.config, arguments.overrides), launch)
+            return _run(load_config(arguments.config, arguments.overrides), launch, began)
     processes = count_processes(arguments.processes, launch)
     # What is refused without a process is refused once.
     World(load_config(arguments.config, arguments.overrides), Launch(world_size=processes))
     return supervise(["pretrain", arguments.config, *arguments.overrides], processes)
 
 
-def _run(config: Config, launch: Launch) -> int:
+def _run(config: Config, launch: Launch, began: float) -> int:
     world = World(config, launch)
     world.connect()
     # Only now: importing DeepSpeed looks for a device, which `connect` has settled.
@@ -71,7 +72,7 @@ def _run(config: Config, launch: Launch) -> int:
             owner = world.first_does(folder.claim)
             world.agreed(lambda: folder.check_shared(owner))
             start_logging(folder.path, world.rank, alone=world.size == 1)
-            trainer = Trainer(config, world, folder, default_hooks(), pulse=pulse)
+            trainer = Trainer(config, world, folder, default_hooks(), pulse=pulse, began=began)
             try:
                 trainer.train()
             finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megaqk.errors import UserError
+from megaqk.runtime import signals
 from megaqk.runtime.channel import Failure
 from megaqk.runtime.files import os_errors_named, written_whole
 from megaqk.runtime.locks import try_lock
@@ -88,6 +89,9 @@ class RunFolder:
         """
         if not self._owner or (self.is_finished() and not self.result):
             return
+        if failure.stopped_by == signals.name_of(signals.STOP_FILE):  # it has been heeded
+            with suppress(OSError):
+                (self.path / STOP_FILE).unlink()
         # The reason may be a disk that takes no file: what has ended the run is said all the same.
         with suppress(UserError):
             ends = {"state": failure.state, "last_words": failure.line, "stopped_by": failure.stopped_by}
@@ -95,12 +99,7 @@ class RunFolder:
 
     def stop_wanted(self) -> bool:
         """Whether the stop file is there."""
-        return (self.path / STOP_FILE).exists()
-
-    def take_stop_file(self) -> None:
-        """Remove the stop file, which has been heeded."""
-        with os_errors_named(self.path / STOP_FILE):
-            (self.path / STOP_FILE).unlink(missing_ok=True)
+        return (self.path / STOP_FILE).is_file()
 
     def is_finished(self) -> bool:
         """Whether an earlier start has brought the run to its end, and written that down."""

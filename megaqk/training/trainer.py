@@ -96,6 +96,7 @@ class Trainer:
         hooks: What looks at it, in the order in which it does; see `hooks.default_hooks`.
         owners: Optimizers beside AdamW; see `plan_groups`.
         pulse: For whoever watches whether the run gets on.
+        began: When the run was started, by `time.monotonic`; now.
 
     Attributes:
         progress: Where the run is.
@@ -104,7 +105,6 @@ class Trainer:
         speed: The clock of its training alone.
         signals: Measured values for multipliers, the same on every rank; hooks write them.
         log: The logger of this rank.
-        pulse: Beats with every micro-batch.
     """
 
     def __init__(
@@ -115,9 +115,10 @@ class Trainer:
         hooks: Sequence[Hook],
         owners: Sequence[OptimizerOwner] = (),
         pulse: Pulse | None = None,
+        began: float | None = None,
     ) -> None:
         self.pulse = pulse or Pulse()
-        self._stop = StopRequests(world, folder, config.training.time_limit)
+        self._stop = StopRequests(world, folder, began, config.training.time_limit)
         self.config = config
         self.world = world
         self.run_dir = folder.path
@@ -125,7 +126,8 @@ class Trainer:
         self.hooks = tuple(hooks)
         assert len({type(hook).__name__ for hook in hooks}) == len(hooks), "states are kept by the name of the class"
         self.log = logging.getLogger("megaqk")
-        self.inputs = open_inputs(config, world, world)
+        with self._stop.heeded():
+            self.inputs = open_inputs(config, world, world)
         self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
         newest, problems = checkpoints.find_latest(self.store, world)
         for problem in problems:
@@ -266,10 +268,7 @@ class Trainer:
             hook.record(self, record)
 
     def want_checkpoint(self) -> None:
-        """Have a checkpoint written once all hooks have seen the step, so that none of their states misses it.
-
-        After a step that was skipped it waits for the next one that is taken.
-        """
+        """Have a checkpoint written once all hooks have seen the step, or the next one that is not skipped."""
         self._checkpoint_wanted = True
 
     def save(self) -> None:
