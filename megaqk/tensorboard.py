@@ -1,11 +1,14 @@
 """`megaqk tensorboard`: several runs in one TensorBoard, each under a name of its own."""
 
 import argparse
+import io
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +72,18 @@ def _serve(folder: str, host: str, port: int | None) -> str:
     # A second to import.
     from tensorboard import default, program
 
+    if not 0 <= (port or 0) < 1 << 16:
+        raise UserError(f"--port = {port}: must be from 0 to 65535")
+    try:
+        with socket.socket(socket.getaddrinfo(host, None)[0][0]) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise UserError(f"--host = {host}: must be an address of this machine ({error.strerror})") from error
     server = program.TensorBoard(default.get_plugins())
     words = ["--logdir", folder, "--host", host] + ([] if port is None else ["--port", str(port)])
     server.configure(argv=["tensorboard", *words])
     try:
-        return str(server.launch())
+        with redirect_stderr(io.StringIO()):  # a note of TensorBoard's on itself
+            return str(server.launch())
     except program.TensorBoardServerException as error:
         raise UserError(f"--host {host} --port {port}: {error.msg.splitlines()[0]}") from error

@@ -66,6 +66,9 @@ class Lock:
         except FileExistsError:
             pass
         owner, seen = self._look()
+        if not owner:  # it has gone since, or its file is about to be written
+            time.sleep(SETTLE_SECONDS)
+            owner, seen = self._look()
         # Of this machine it would have the kernel's lock, were it alive.
         dead = self._kernels is not None and owner.startswith(self._machine)
         deadline = time.monotonic() + DEAD_SECONDS
@@ -73,7 +76,7 @@ class Lock:
             time.sleep(SETTLE_SECONDS)
             if self._look() != (owner, seen):
                 return False
-        beside = self._sign.with_name(f".{self._sign.name}.{os.getpid()}")
+        beside = self._sign.with_name(f".{self._sign.name}.{self._me.split()[1]}")
         beside.write_text(self._me)
         beside.replace(self._sign)
         if not dead:  # another machine may have come to the same conclusion

@@ -1,8 +1,10 @@
 """Saving and restoring a run: what every rank writes, and what a checkpoint must fit to be continued from."""
 
+import errno
 import hashlib
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +25,7 @@ from megaqk.training.progress import Progress
 FREE_SECTIONS = ("run", "checkpoint", "logging", "evaluation")
 """Sections that a resumed run may change without a word."""
 
+_FULL_BYTES = 1 << 20
 WRITER_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error")
 """What torch's archive writer says of a full disk, in RuntimeErrors; a broken connection is one too."""
 
@@ -107,7 +110,9 @@ def _disk_errors_named(store: CheckpointStore, step: int) -> Iterator[None]:
         words = str(error)
         if isinstance(error, RuntimeError) and not any(name in words for name in WRITER_ERRORS):
             raise
-        reason = (words or type(error).__name__).splitlines()[0]
+        # Which is what torch's writer then says in its own way.
+        full = shutil.disk_usage(store.folder).free < _FULL_BYTES
+        reason = os.strerror(errno.ENOSPC) if full else (words or type(error).__name__).splitlines()[0]
         raise UserError(f"{store.folder}: step {step} could not be saved ({reason})") from error
 
 

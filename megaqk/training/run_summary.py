@@ -128,7 +128,7 @@ def _host(run_dir: Path) -> str | None:
 
 
 def _is_dead(lock: Path, *, mine: bool) -> bool:
-    """Whether nobody holds the lock of a run, as far as that can be told from this machine."""
+    """Whether nobody holds the lock of a run, as far as that can be told from this machine; who runs has its files."""
     try:
         if not mine:
             # Kernels may keep their locks to themselves; the sign of life beside it is for all.
@@ -136,6 +136,8 @@ def _is_dead(lock: Path, *, mine: bool) -> bool:
         # Shared, for a moment, and never made: a look must not keep anybody out.
         with lock.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
     return True
