@@ -1,6 +1,9 @@
 """slurm/pretrain.sbatch: jobs of two nodes over a network, which end as they should."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,20 @@ NODES = ("--nodes=2", "--ntasks-per-node=2")
 def last_step(run: Path) -> int:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return max(json.loads(line)["step"] for line in lines)
+
+
+def losses(run: Path) -> "list[float]":
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+
+def losses_of_one_machine(folder: Path, write_config: Callable[..., Path]) -> "list[float]":
+    """The same run under another launcher, which tests/distributed/test_launchers.py holds against the rest."""
+    config = write_config(folder, parallel={"pipeline": 2})
+    command = [sys.executable, "-m", "megaqk", "pretrain", str(config), "--processes", "4"]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=variables, check=True, timeout=150, capture_output=True)
+    return losses(folder / "run")
 
 
 def test_a_pipeline_over_two_nodes_with_one_task_a_gpu(site: Site, write_config: Callable[..., Path]) -> None:
@@ -28,6 +45,7 @@ def test_a_pipeline_over_two_nodes_with_one_task_a_gpu(site: Site, write_config:
     run = site.folder / "run"
     assert last_step(run) == 10
     assert json.loads((run / "result.json").read_text())["state"] == "finished"
+    assert losses(run) == losses_of_one_machine(site.folder / "alone", write_config)
     kept = (run / "slurm" / f"{number}.environment").read_text()
     assert "SLURM_JOB_NODELIST=node[1-2]" in kept
     assert "NCCL_IB_TIMEOUT=22" in kept
@@ -46,6 +64,10 @@ def test_a_mistake_is_one_line_and_not_requeued(site: Site, write_config: Callab
     config = write_config(site.folder)
     jobs = {
         "parallel.tensor = 3": site.submit(*NODES, "slurm/pretrain.sbatch", str(config), "parallel.tensor=3"),
+        # Refused by every rank alike, before they have met.
+        "training.global_batch_size = 6": site.submit(
+            *NODES, "slurm/pretrain.sbatch", str(config), "training.global_batch_size=6"
+        ),
         "data.text = gone.jsonl": site.submit(*NODES, "slurm/pretrain.sbatch", str(config), "data.text=gone.jsonl"),
     }
     for line, job in jobs.items():

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +152,62 @@ def test_ranks_that_lost_their_launcher_end(tmp_path: Path, write_config: Callab
         _, alive = psutil.wait_procs(ranks, timeout=40)
     assert alive == []
     assert "the launcher or rank 0, which keeps it, is gone" in job.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_a_rank_can_heed_it(
+    tmp_path: Path, write_config: Callable[..., Path], number: signal.Signals
+) -> None:
+    """At once after the processes were started, while they import."""
+    config = write_config(tmp_path, training={"global_batch_size": 6})
+    command = [sys.executable, "-m", "megaqk", "pretrain", str(config), "--processes", str(WORLD)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while len(psutil.Process(process.pid).children()) < WORLD:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    began = time.monotonic()
+    output = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == AGAIN
+    assert time.monotonic() - began < 15
+    assert output == f"megaqk: stopped by {number.name} before the first step; the same command goes on\n"
+
+
+def test_a_rank_whose_peers_never_come_can_be_stopped(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "megaqk", "pretrain", str(write_config(tmp_path))]
+    process = subprocess.Popen(command, env={**ENVIRONMENT, **place}, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LIMIT
+    while not any(one.laddr.port == port for one in psutil.Process(process.pid).net_connections() if one.laddr):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=15)[1]
+    assert process.returncode == AGAIN
+    assert output == "megaqk: stopped by SIGTERM before the first step; the same command goes on\n"
+
+
+def test_what_every_rank_finds_the_first_one_says(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    config = str(write_config(tmp_path))
+    said = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        for override in ("training.global_batch_size=7", "training.step=7"):
+            command = [sys.executable, "-m", "megaqk", "pretrain", config, override]
+            done = subprocess.run(command, env={**ENVIRONMENT, **place}, capture_output=True, text=True, timeout=LIMIT)
+            assert done.returncode == 2
+            said.append(done.stderr.count("megaqk: error: training."))
+    assert said == [1, 1, 0, 0]
+
+
+def test_an_mpi_that_is_not_the_launchers_is_one_line(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    place = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
+    command = [sys.executable, "-m", "megaqk", "pretrain", str(write_config(tmp_path))]
+    done = subprocess.run(command, env={**ENVIRONMENT, **place}, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 2
+    assert "MPI's launcher started 2 processes, of which mpi4py sees 1: must be of one MPI" in done.stderr
 
 
 def test_a_refusal_is_one_line(tmp_path: Path, write_config: Callable[..., Path]) -> None:

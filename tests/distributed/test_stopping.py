@@ -168,7 +168,7 @@ def test_one_process_stops_after_the_very_step(tmp_path: Path, write_config: Cal
     assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 1
 
 
-def run_slowly_prepared(argv: list[str], rank: "int | None") -> int:
+def run_slowly_prepared(argv: list[str], rank: "int | str | None") -> int:
     """A command whose data is prepared slowly, and a signal to a rank while it is."""
     import threading
     import time
@@ -188,21 +188,27 @@ def run_slowly_prepared(argv: list[str], rank: "int | None") -> int:
     return commands.run_command(argv)
 
 
-@pytest.mark.parametrize("rank", range(WORLD))
+@pytest.mark.parametrize("by", [0, 1, "stop file", "time limit"])
 def test_while_data_is_prepared(
     tmp_path: Path,
     write_config: Callable[..., Path],
     undisturbed: "dict[int, float]",
     data_section: dict[str, Any],
     capfd: pytest.CaptureFixture[str],
-    rank: int,
+    by: "int | str",
 ) -> None:
     data = {**data_section, "cache_dir": str(tmp_path / "cache")}
     config = write_config(tmp_path, data=data, training={"steps": STEPS}, evaluation={"every": AT, "batches": 1})
     argv = ["pretrain", str(config)]
-    assert run_distributed(run_slowly_prepared, WORLD, argv, rank, init=False) == [AGAIN] * WORLD
-    output = capfd.readouterr().out
-    assert output.count("megaqk: stopped by SIGTERM before the first step; the same command goes on") == 1
+    if by == "stop file":
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "stop").touch()
+    limited = [*argv, *(["training.time_limit=4"] if by == "time limit" else [])]
+    assert run_distributed(run_slowly_prepared, WORLD, limited, by, init=False) == [AGAIN] * WORLD
+    output, name = capfd.readouterr().out, by if isinstance(by, str) else "SIGTERM"
+    assert output.count(f"megaqk: stopped by {name} before the first step; the same command goes on") == 1
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["stopped_by"] == name
+    assert not (tmp_path / "run" / "stop").exists()
     assert list((tmp_path / "cache").glob("*/corpus.bin.partial"))
     assert run_distributed(run_slowly_prepared, WORLD, argv, None, init=False) == [0] * WORLD
     assert losses(tmp_path) == undisturbed

@@ -57,6 +57,23 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "-1"], "--port = -1: must be from 0 to 65535"),
+        (
+            ["--host", "203.0.113.1"],
+            "--host = 203.0.113.1: must be an address of this machine (Cannot assign requested",
+        ),
+    ],
+)
+def test_where_it_cannot_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: "list[str]", said: str
+) -> None:
+    assert cli.main(["tensorboard", str(write_run(tmp_path / "run")), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_on_loopback_until_a_signal_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     runs = [write_run(tmp_path / name) for name in ("timed", "plain")]

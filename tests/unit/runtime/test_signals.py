@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from megaqk.runtime import signals as signals_module
 from megaqk.runtime.agreement import Solo, agreed
-from megaqk.runtime.signals import Interrupted, in_background, stop_signals
+from megaqk.runtime.signals import TIME_LIMIT, Interrupted, in_background, request, stop_signals
 
 
 @pytest.fixture
@@ -63,6 +64,33 @@ with stop_signals(), held():
     for _ in range(50):
         ctypes.CDLL(None).usleep(500_000)
 """
+
+
+ONCE = """
+import os, signal, threading
+from megaqk.runtime.signals import held, requested, stop_signals
+with stop_signals(), held():
+    os.kill(os.getpid(), signal.SIGUSR1)
+    # No other thread runs meanwhile, for longer than two signals may be apart.
+    sum(range(150_000_000))
+    print(requested(), flush=True)
+"""
+
+
+def test_one_signal_is_one_however_late_it_is_heard() -> None:
+    result = subprocess.run([sys.executable, "-c", ONCE], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, f"{int(signal.SIGUSR1)}\n"), result.stderr
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_request_of_another_thread_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals_module, "SAME_SECONDS", 0.1)
+    threading.Timer(0.2, lambda: request(TIME_LIMIT)).start()
+    with pytest.raises(Interrupted, match="time limit"):
+        agreed(Solo(), lambda: time.sleep(20))
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM)  # the first that somebody sends
+    time.sleep(0.3)
 
 
 def test_a_second_signal_ends_whatever_the_main_thread_does() -> None:
