@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from megaqk.config.loading import add_overrides, load_config
+from megaqk.config.loading import add_config_arguments, load_config
 from megaqk.errors import UserError
 from megaqk.parallel.world import World
 from megaqk.runtime.launch import Launch
@@ -52,8 +52,7 @@ def add_check_command(subparsers: Any) -> None:
         "Prints the plan of the run: ranks, layers per pipeline stage, parameters, groups with their multipliers over "
         "time, memory. Exit status 2 and one line if it is refused, or does not fit the GPU that is named.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    add_overrides(parser)
+    add_config_arguments(parser)
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="number of processes")
     fit = parser.add_mutually_exclusive_group()
     fit.add_argument("--gpu", metavar="NAME", help=f"whether it fits: {', '.join(GPU_GIB)}")

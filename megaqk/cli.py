@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megaqk {__version__}")
     # What DeepSpeed's launcher gives each process.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(by_every_rank=False)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     add_pretrain_command(subparsers)
     add_check_command(subparsers)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refusal = user_error(error)
         if refusal is None:
             raise
-        _refuse(str(refusal), refusal.status, common=isinstance(refusal, AgreedError))
+        _refuse(str(refusal), refusal.status, common=arguments.by_every_rank and isinstance(refusal, AgreedError))
         return refusal.status
     return status
 

@@ -14,8 +14,9 @@ from megaqk.config.yaml_text import format_yaml, parse_yaml, shorten, show
 from megaqk.errors import AgreedError, UserError
 
 
-def add_overrides(parser: ArgumentParser) -> None:
-    """Let a command take the overrides of `load_config`."""
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Let a command take what `load_config` does, as `config` and `overrides`."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     overrides = parser.add_argument(
         "overrides", metavar="key=value", nargs="+", default=[], help="overrides, such as training.steps=100"
     )

@@ -4,18 +4,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from megaqk.plan_text import table
-from megaqk.preflight.machines import Machine, places
+from megaqk.preflight.machines import Machine, nodes_of, places
 
 PAIRS_SHOWN = 8
 """Of more pairs of nodes, the slowest are shown."""
-
-
-def nodes_of(machines: Sequence[Machine]) -> dict[str, list[int]]:
-    """The ranks of each node, by its name."""
-    nodes: dict[str, list[int]] = {}
-    for rank, machine in enumerate(machines):
-        nodes.setdefault(machine.host, []).append(rank)
-    return nodes
 
 
 def slow_ranks(rates: Sequence[float], machines: Sequence[Machine], least: float) -> list[str]:

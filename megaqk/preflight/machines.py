@@ -73,7 +73,13 @@ def differences(machines: Sequence[Machine]) -> list[str]:
 
 def places(ranks: Sequence[int], machines: Sequence[Machine]) -> str:
     """Ranks by their nodes, such as `rank 2, 3 on node2`."""
-    hosts: dict[str, list[int]] = {}
-    for rank in ranks:
-        hosts.setdefault(machines[rank].host, []).append(rank)
-    return "; ".join(f"rank {', '.join(map(str, who))} on {host}" for host, who in hosts.items())
+    nodes = nodes_of(machines, ranks)
+    return "; ".join(f"rank {', '.join(map(str, who))} on {host}" for host, who in nodes.items())
+
+
+def nodes_of(machines: Sequence[Machine], ranks: Sequence[int] | None = None) -> dict[str, list[int]]:
+    """The ranks of each node, by its name: all, or some."""
+    nodes: dict[str, list[int]] = {}
+    for rank in range(len(machines)) if ranks is None else ranks:
+        nodes.setdefault(machines[rank].host, []).append(rank)
+    return nodes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megaqk.config.loading import add_overrides, load_config
+from megaqk.config.loading import add_config_arguments, load_config
 from megaqk.config.root import Config
 from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.world import World
@@ -31,15 +31,14 @@ def add_preflight_command(subparsers: Any) -> None:
         "node, the same versions everywhere, products by rank and connections by pair of nodes. Exit status 2 and a "
         "line that names the rank and its node where something is wrong.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    add_overrides(parser)
+    add_config_arguments(parser)
     parser.add_argument(
         "--least",
         type=float,
         metavar="PART",
         help="what a rank or connection must reach of the median (default: 0.8 on GPUs, 0.5 on CPUs)",
     )
-    parser.set_defaults(run=run_preflight)
+    parser.set_defaults(run=run_preflight, by_every_rank=True)
 
 
 def run_preflight(arguments: argparse.Namespace) -> int:
@@ -76,8 +75,8 @@ def _run(config: Config, least: float | None) -> int:
 def _inspect(config: Config, world: World, least: float | None, pulse: "Pulse") -> None:
     import torch
 
-    from megaqk.preflight.findings import nodes_of, report, slow_nodes, slow_ranks
-    from megaqk.preflight.machines import differences, this_machine
+    from megaqk.preflight.findings import report, slow_nodes, slow_ranks
+    from megaqk.preflight.machines import differences, nodes_of, this_machine
     from megaqk.preflight.measurements import exchange_rates, product_rate, reduction_rate
 
     machines = world.agreed(lambda: this_machine(config, world.device))

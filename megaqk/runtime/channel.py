@@ -173,14 +173,14 @@ class Channel:
     def _roll_call(self) -> Failure | None:
         """Answer whether this rank lives, or ask all of them if nothing gets on here."""
         call = f"{_ROLL}/{self._calls}"
-        now, mine = time.monotonic(), self._pulse.sign()
+        now = time.monotonic()
         # Since the last call, which has been given its time to be judged, or the last step.
-        quiet = min(mine.age, now - self._settled)
+        quiet = min(self._pulse.age(), now - self._settled)
         asked = bool(self._store.check([call]))
         if not asked and (self._patience is None or quiet < self._patience):
             return None
         judge = not asked and self._store.add(call, 1) == 1
-        self._store.set(f"{call}/{self._launch.rank}", json.dumps(asdict(mine)))
+        self._store.set(f"{call}/{self._launch.rank}", json.dumps(asdict(self._pulse.sign())))
         self._calls, self._settled = self._calls + 1, now + self._answer
         return self._judge(call) if judge else None
 

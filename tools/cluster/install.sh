@@ -8,8 +8,5 @@ for needed in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge
 done
 [ -z "$missing" ] && exit 0
 [ "$(id -u)" = 0 ] || { echo "the tests of Slurm need root; to install as root:$missing" >&2; exit 2; }
-apt-get -o DPkg::Lock::Timeout=600 -qq update
-# What the packages start is not wanted: the cluster starts daemons of its own.
 # shellcheck disable=SC2086
-RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-    apt-get -o DPkg::Lock::Timeout=600 -qq install --no-install-recommends $missing >/dev/null
+exec "$(dirname "$0")/../apt_install.sh" $missing
