@@ -17,13 +17,12 @@ from megaqk.parallel.world import World
 from megaqk.runtime import signals
 from megaqk.runtime.files import written_whole
 from megaqk.runtime.pulse import Pulse
-from megaqk.training import checkpoints
 from megaqk.training.batches import RankBatches
-from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.checks import open_inputs
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.prefetch import Prefetcher
 from megaqk.training.progress import Progress
+from megaqk.training.run_checkpoints import RunCheckpoints
 from megaqk.training.run_folder import RunFolder
 from megaqk.training.speed import SpeedMeter
 from megaqk.training.stopping import StopRequests
@@ -128,29 +127,29 @@ class Trainer:
         self.log = logging.getLogger("megaqk")
         with self._stop.heeded():
             self.inputs = open_inputs(config, world, world)
-        self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
-        newest, problems = checkpoints.find_latest(self.store, world)
-        for problem in problems:
-            self.log.warning("left out %s", problem)
         self.engine = TrainingEngine(config, world, self.inputs.vocabulary, owners)
+        self._checkpoints = RunCheckpoints(self.run_dir, self.engine, self.inputs.identity)
         self.progress = Progress()
-        if newest:
-            self._resume(newest)
+        self._resume()
         batches = self.batches(self.inputs.splits.train)
         count = world.micro_batches if world.reads_batches else 0
         self._batches = Prefetcher(lambda first: batches.read(first, count), world.device)
         self._checkpoint_wanted = False
         self._skips = 0
+        self._validated = (0, math.nan)
         self.signals: dict[str, float] = {}
 
-    def _resume(self, step: int) -> None:
-        settings = self.config.model_dump(mode="json")
-        loaded = checkpoints.load(self.store, self.engine, step, config=settings, data=self.inputs.identity)
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        loaded = self._checkpoints.load()
+        if loaded is None:
+            return
+        for problem in loaded.left_out:
+            self.log.warning("left out %s", problem)
         self.progress = loaded.progress
         for hook in self.hooks:
             hook.load_state(loaded.state["hooks"].get(type(hook).__name__, {}))
-        self.engine.rates.load_state(loaded.state["multipliers"])
-        self.log.info("resumed after step %d", step)
+        self.log.info("resumed after step %d", self.progress.step)
         for change in loaded.changes:
             self.log.info("changed since: %s", change)
 
@@ -191,6 +190,7 @@ class Trainer:
                 while self.progress.step < last:
                     self._take_step()
             gc.enable()
+            self._checkpoints.wait()
             for hook in self.hooks:
                 hook.end(self)
 
@@ -207,7 +207,11 @@ class Trainer:
         if self._checkpoint_wanted and (step.last or not self._skips):
             self.save()
             if stop:
+                with self.pulse.busy():
+                    self._checkpoints.wait()
                 self._stop.end(stop, f"after step {self.progress.step}, which is saved")
+        else:
+            self._checkpoints.poll()
         if step.due(COLLECT_EVERY):
             gc.collect(1)
 
@@ -264,6 +268,8 @@ class Trainer:
 
     def record(self, record: Record) -> None:
         """Show a record to all hooks."""
+        if "valid_loss" in record:
+            self._validated = (record["step"], record["valid_loss"])
         for hook in self.hooks:
             hook.record(self, record)
 
@@ -272,7 +278,7 @@ class Trainer:
         self._checkpoint_wanted = True
 
     def save(self) -> None:
-        """Write a checkpoint, never of a model that is lost."""
+        """Begin to write a checkpoint, never of a model that is lost, once the one before it is written."""
         self._checkpoint_wanted = False
         if not math.isfinite(loss := self.checked_loss()):
             raise self._diverged(f"loss = {loss}")
@@ -280,17 +286,8 @@ class Trainer:
             for hook in self.hooks:
                 hook.saving(self)
             states = {type(hook).__name__: hook.state() for hook in self.hooks}
-            checkpoints.save(
-                self.store,
-                self.engine,
-                self.progress,
-                config=self.config.model_dump(mode="json"),
-                data=self.inputs.identity,
-                state={
-                    "hooks": {name: state for name, state in states.items() if state},
-                    "multipliers": self.engine.rates.state(),
-                },
-            )
+            step, loss = self._validated
+            self._checkpoints.save(self.progress, states, loss if step == self.progress.step else math.nan)
 
     def close(self) -> None:
         """Close the hooks' files and displays."""
