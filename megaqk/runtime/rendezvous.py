@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 URL = "megaqk://"
@@ -19,16 +19,16 @@ _ATTEMPT = "megaqk/attempt"
 _POLL_SECONDS = 0.05
 
 
-def _meet(_: str, timeout: timedelta, **__: Any) -> Iterator[tuple[dist.Store, int, int]]:
+def _meet(_: str, timeout: timedelta, **__: Any) -> Iterator[tuple[Store, int, int]]:
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    yield dist.PrefixStore(_agree(store, rank, size), store), rank, size
+    yield PrefixStore(_agree(store, rank, size), store), rank, size
 
 
-register_rendezvous_handler(URL.removesuffix("://"), _meet)
+register_rendezvous_handler(URL.removesuffix("://"), _meet)  # type: ignore[no-untyped-call]
 
 
-def _agree(store: dist.Store, rank: int, size: int) -> str:
+def _agree(store: Store, rank: int, size: int) -> str:
     """A name for this start, the same on all ranks and no other's.
 
     Rank 0 makes it up. The others may first read the name of an earlier start, but rank 0 answers under its own alone,
@@ -38,10 +38,10 @@ def _agree(store: dist.Store, rank: int, size: int) -> str:
     if rank == 0:
         store.set(_ATTEMPT, me)
         for other in range(1, size):
-            store.set(f"{me}/{other}/heard", store.get(f"{me}/{other}"))
+            store.set(f"{me}/{other}/heard", store.get(f"{me}/{other}").decode())
         return me
     while True:
-        attempt = store.get(_ATTEMPT).decode()
+        attempt: str = store.get(_ATTEMPT).decode()
         store.set(f"{attempt}/{rank}", me)
         heard = f"{attempt}/{rank}/heard"
         while attempt == store.get(_ATTEMPT).decode():
