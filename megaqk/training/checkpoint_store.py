@@ -119,6 +119,14 @@ class CheckpointStore:
         for old in {*older} - {*good[len(good) - self._keep + 1 :]}:
             self._remove(old)
 
+    def set_aside(self, step: int) -> None:
+        """Rename a checkpoint so that no run starts from it."""
+        aside = self.folder / f"step-{step}.aside"
+        if aside.exists():
+            shutil.rmtree(aside)
+        self.path(step).rename(aside)
+        sync_directory(self.folder)
+
     def _remove(self, step: int) -> None:
         # Renamed first: what a kill leaves of it then looks like any other partial folder.
         doomed = self.folder / f"step-{step}.old{PARTIAL}"
