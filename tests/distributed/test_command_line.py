@@ -105,7 +105,16 @@ def test_records(run: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
     folder, _ = run
     training = [record for record in records(folder) if "loss" in record]
     groups = ("decay", "no_decay", "upper_qk", "upper_qk.no_decay")
-    expected = {"step", "tokens", "loss", "grad_norm", "tokens_per_second", "model_flops_per_second", "mfu"}
+    expected = {
+        "step",
+        "tokens",
+        "loss",
+        "grad_norm",
+        "skipped_steps",
+        "tokens_per_second",
+        "model_flops_per_second",
+        "mfu",
+    }
     expected |= {f"{kind}/{group}" for kind in ("lr", "multiplier") for group in groups} | {"peak_memory_bytes"}
     assert [record["step"] for record in training] == list(range(1, 11))
     for record in training:
