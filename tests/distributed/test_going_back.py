@@ -88,7 +88,7 @@ def test_back_behind_skipped_steps(
 
 @pytest.mark.parametrize("action", ["log", "stop", "go_back"])
 def test_a_spike(tmp_path: Path, write_config: Callable[..., Path], action: str) -> None:
-    """The gradient of step 9 is a thousand times too large; clipped, it does no harm. It is seen before step 9 is saved."""
+    """The gradient of step 9 is a thousand times too large, and clipped; it is seen before a checkpoint of step 9."""
     folder, straight = tmp_path / action, tmp_path / "straight"
     spike = Poison(samples=[8 * BATCH], factor=1e3)
     if action == "log":
