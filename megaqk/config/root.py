@@ -122,6 +122,13 @@ class Config(Section):
             "must be one of torch, deepspeed_cpu with deepspeed.offload_optimizer = cpu",
         )
 
+        every, evaluated = self.checkpoint.every, self.evaluation.every
+        self._require(
+            not self.checkpoint.keep_best or bool(self.evaluation.batches and evaluated and every % evaluated == 0),
+            "checkpoint.keep_best",
+            f"must be 0 unless checkpoint.every = {every} is a multiple of evaluation.every = {evaluated}",
+        )
+
     def _check_lengths(self) -> None:
         training, schedule = self.training, self.schedule
         self._require(

@@ -135,6 +135,13 @@ class CheckpointConfig(Section):
 
     every: int = Field(1000, ge=0, description="Steps between checkpoints; 0 saves at the end only.")
     keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    keep_every: int = Field(0, ge=0, description="Checkpoints of steps that this divides are kept for good; 0: none.")
+    keep_best: int = Field(
+        0,
+        ge=0,
+        description="Checkpoints with the lowest validation loss kept; checkpoint.every must be a multiple of "
+        "evaluation.every then, so that it is measured at each.",
+    )
 
 
 class LoggingConfig(Section):

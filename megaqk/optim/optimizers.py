@@ -3,7 +3,7 @@
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,12 +29,11 @@ class OptimizerOwner(Protocol):
 
     Attributes:
         name: Short and unique; ends the names of its groups.
-        settings: What the configuration decides in each of its groups, beside lr and weight decay; written again
-            after a checkpoint has brought back older values.
+        state: What it keeps for each element of a parameter, by its own names, in fp32.
     """
 
     name: str
-    settings: Mapping[str, Any]
+    state: tuple[str, ...]
 
     def owns(self, parameter: ParameterInfo) -> bool:
         """Whether it updates a parameter, going by its role."""
@@ -51,10 +50,10 @@ class AdamW:
     """
 
     name = ADAMW
+    state: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
     def __init__(self, config: OptimizerConfig, device: torch.device) -> None:
         self.description, self._factory = _implementation(config, device)
-        self.settings: Mapping[str, Any] = {"betas": config.betas, "eps": config.eps}
 
     def owns(self, parameter: ParameterInfo) -> bool:
         """All that is left."""

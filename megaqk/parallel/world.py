@@ -147,8 +147,15 @@ class World:
                 group=self.grid.get_slice_parallel_group(),
                 sequence=self._sequence,
             )
-        self.objects = dist.new_group(backend="gloo", timeout=_FOREVER)
+        self.objects = self.new_host_group()
         return self
+
+    def new_host_group(self) -> "dist.ProcessGroup":
+        """All ranks, through host memory, over connections of their own; every rank must call it."""
+        import torch.distributed as dist
+
+        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_FOREVER)
+        return group
 
     def allgather(self, value: _T) -> list[_T]:
         """Every rank's value, in rank order, on every rank."""

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -92,6 +93,19 @@ def prefer_attention(kernel: str, device: torch.device) -> None:
     first = names["cudnn" if hopper else "flash"] if kernel == "auto" else names[kernel]
     others = [backend for name, backend in names.items() if backend is not first and (name != "cudnn" or hopper)]
     sdpa_kernel([first, *others], set_priority=True).__enter__()
+
+
+def host_buffer(elements: int, device: torch.device) -> torch.Tensor:
+    """fp32 memory of the host that a device copies into beside its work, all of it there already."""
+    return torch.empty(elements, pin_memory=device.type == "cuda").zero_()
+
+
+def copied(device: torch.device) -> Callable[[], None]:
+    """What waits, in any thread, until the device has done what it has been asked so far, copies to the host too."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.current_stream(device).record_event()
+    return event.synchronize  # type: ignore[no-any-return]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

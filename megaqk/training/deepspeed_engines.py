@@ -26,7 +26,6 @@ from megaqk.parallel.gradients import (
     reduce_partial_gradients,
 )
 from megaqk.parallel.world import World
-from megaqk.training.checkpoint_writer import CheckpointWriter
 
 # It collects all garbage dozens of times while an optimizer is made, for a log that nobody reads.
 bf16_optimizer.see_memory_usage = lambda *_, **__: None
@@ -43,7 +42,6 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
     def attach(self, world: World) -> None:
         """Name the processes and their groups, once, after construction."""
         self.world = world
-        self.checkpoint_engine = CheckpointWriter(world)
         partial = partial_gradient_parameters(self.module.parameters())
         # BF16_Optimizer reduces at the end of a step whatever `overlap_comm` says.
         at_the_end = isinstance(self.optimizer, BF16_Optimizer) or not self.zero_overlap_comm()
@@ -97,14 +95,6 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
         self.skipped_steps += 1
         self.global_steps += 1
         self.global_samples += self.train_batch_size()
-
-    def _copy_recovery_script(self, save_path: str) -> None:
-        """Nothing: DeepSpeed's scripts know no tensor or pipeline shards and unpickle whatever they find."""
-
-    def _get_all_ckpt_names(self, checkpoints_path: str, tag: str) -> list[str]:
-        # DeepSpeed lists the folder, which on a network file system may look different from each machine.
-        ranks = range(self.mp_world_size)
-        return [self._get_ckpt_name(checkpoints_path, tag, mp_placeholder=f"{rank:02d}") for rank in ranks]
 
     def clip_fp32_gradients(self) -> None:
         """Nothing: the gradients are clipped already."""

@@ -50,7 +50,9 @@ class TrainingEngine:
 
     Attributes:
         inventory: Every parameter of the whole model.
+        infos: The same by global name.
         groups: The plan of optimizer groups.
+        group_of: The group of each parameter, by global name.
         rates: Their rates as a function of the run's progress.
         parameters: This rank's parameters by global name.
         implementation: The optimizers in words.
@@ -75,8 +77,10 @@ class TrainingEngine:
         )
         self.inventory = parameter_inventory(config, rows=vocabulary.rows)
         adamw = AdamW(config.optimizer, world.device)
-        self.owners = {owner.name: owner for owner in (adamw, *owners)}
+        self.owners: dict[str, OptimizerOwner] = {owner.name: owner for owner in (adamw, *owners)}
+        self.infos = {info.name: info for info in self.inventory}
         self.groups = plan_groups(config, self.inventory, owners)
+        self.group_of = {name: group for group in self.groups for name in group.parameters}
         self.rates = Rates(config, self.groups)
         # Ranks with different groups would hang, or train at each other's rates.
         world.require_same(describe_groups(self.groups), "parameter groups")
@@ -210,13 +214,9 @@ class TrainingEngine:
             total += self._forward(batch)
         return self._mean_over_data(total / count)
 
-    def reapply_configuration(self) -> None:
-        """Undo what a checkpoint brought back but the configuration decides; lr and decay are set at each step."""
-        optimizer = self.engine.optimizer
-        for group in optimizer.param_groups:
-            group.update(self.owners[group["optimizer"]].settings)
-        if hasattr(optimizer, "clip_grad"):
-            optimizer.clip_grad = self.config.optimizer.grad_clip
+    def owner_of(self, parameter: str) -> OptimizerOwner:
+        """The optimizer that updates a parameter, by global name."""
+        return self.owners[self.group_of[parameter].optimizer]
 
     @property
     def skipped(self) -> bool:

@@ -1,11 +1,8 @@
-"""What a run that goes back leaves behind, and where it goes on."""
+"""What is wrong with the numbers of a run, and what it leaves behind."""
 
 from dataclasses import dataclass
 
 from megaqk.errors import DivergedError
-from megaqk.parallel.world import World
-from megaqk.training import checkpoints
-from megaqk.training.checkpoint_store import CheckpointStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +20,6 @@ class Fault:
     at: int
     before: int
     samples: tuple[int, int]
-
-    def checkpoint(self, store: CheckpointStore, world: World) -> int:
-        """The newest whole checkpoint before it; later ones are set aside. Every rank calls it.
-
-        Raises:
-            DivergedError: There is none.
-        """
-
-        def set_aside() -> None:
-            for step in store.steps():
-                if step >= self.before:
-                    store.set_aside(step)
-
-        world.first_does(set_aside)
-        newest, _ = checkpoints.find_latest(store, world)
-        if not newest:
-            raise diverged(f"{self.what}, no checkpoint before it to go back to,", self.at)
-        return newest
 
     def told(self, step: int) -> str:
         """The line that says it, with the step that the run goes on from."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,12 +61,6 @@ class StagedDecoder(PipelineModule):  # type: ignore[misc]
     def _synchronize_tied_weights(self) -> None:
         """Without no_grad, torch takes the broadcast into a parameter for an operation to differentiate."""
         super()._synchronize_tied_weights()
-
-    def ckpt_layer_path_list(self, ckpt_dir: str, local_layer_idx: int) -> list[str]:
-        """A layer's file of every tensor-parallel rank; DeepSpeed would list the folder, which may look different."""
-        own = Path(self.ckpt_layer_path(ckpt_dir, local_layer_idx))
-        part, ranks = f"-model_{self._grid.get_slice_parallel_rank():02d}-", range(self._grid.model_parallel_size)
-        return [str(own.with_name(own.name.replace(part, f"-model_{rank:02d}-"))) for rank in ranks]
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """This pipeline stage's parameters by global name, in the order of the layers; a tied module once."""

@@ -10,8 +10,8 @@ class Progress:
     Attributes:
         step: Optimizer steps taken, skipped ones included.
         samples: Where it is in the stream of training samples.
-        tokens: Tokens learned from, or skipped over in a skipped step.
-        skipped: Steps that were skipped.
+        tokens: Tokens learned from, and those of skipped steps.
+        skipped: Steps that changed nothing, since their loss or gradient was not finite.
         left_out: Parts [first, end) of the stream that are not trained on, in order.
     """
 

@@ -16,14 +16,14 @@ from megaqk.parallel.world import World
 from megaqk.runtime import signals
 from megaqk.runtime.files import written_whole
 from megaqk.runtime.pulse import Pulse
-from megaqk.training import checkpoints
 from megaqk.training.batches import RankBatches
-from megaqk.training.checkpoint_store import CheckpointStore
 from megaqk.training.checks import open_inputs
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.faults import Fault, diverged
 from megaqk.training.prefetch import Prefetcher
 from megaqk.training.progress import Progress
+from megaqk.training.resuming import Loaded
+from megaqk.training.run_checkpoints import RunCheckpoints
 from megaqk.training.run_folder import RunFolder
 from megaqk.training.speed import SpeedMeter
 from megaqk.training.stopping import StopRequests
@@ -130,15 +130,12 @@ class Trainer:
         self.log = logging.getLogger("megaqk")
         with self._stop.heeded():
             self.inputs = open_inputs(config, world, world)
-        self.store = CheckpointStore(self.run_dir / "checkpoints", keep=config.checkpoint.keep)
-        newest, problems = checkpoints.find_latest(self.store, world)
-        for problem in problems:
-            self.log.warning("left out %s", problem)
         self.engine = TrainingEngine(config, world, self.inputs.vocabulary, owners)
+        self._checkpoints = RunCheckpoints(self.run_dir, self.engine, self.inputs.identity)
         self.progress = Progress()
-        if newest:
-            loaded = self._resume(newest)
-            self.log.info("resumed after step %d", newest)
+        if loaded := self._checkpoints.load():
+            self._take(loaded)
+            self.log.info("resumed after step %d", self.progress.step)
             for change in loaded.changes:
                 self.log.info("changed since: %s", change)
         batches = self.batches(self.inputs.splits.train)
@@ -146,16 +143,16 @@ class Trainer:
         self._batches = Prefetcher(lambda first: batches.read(first, count), world.device)
         self.checkpoint_wanted = False
         self.fault: Fault | None = None
+        self._validated = (0, math.nan)
         self.signals: dict[str, float] = {}
 
-    def _resume(self, step: int) -> checkpoints.Loaded:
-        settings = self.config.model_dump(mode="json")
-        loaded = checkpoints.load(self.store, self.engine, step, config=settings, data=self.inputs.identity)
+    def _take(self, loaded: Loaded) -> None:
+        """Go on from a checkpoint, whose weights and optimizer state are there."""
+        for problem in loaded.left_out:
+            self.log.warning("left out %s", problem)
         self.progress = loaded.progress
         for hook in self.hooks:
             hook.load_state(loaded.state["hooks"].get(type(hook).__name__, {}))
-        self.engine.rates.load_state(loaded.state["multipliers"])
-        return loaded
 
     def batches(self, dataset: Dataset) -> RankBatches:
         """What this rank reads of a data set."""
@@ -194,6 +191,7 @@ class Trainer:
                 while self.progress.step < last:
                     self._take_step()
             gc.enable()
+            self._checkpoints.wait()
             for hook in self.hooks:
                 hook.end(self)
 
@@ -210,10 +208,14 @@ class Trainer:
         saves = self.checkpoint_wanted and not self.fault and (step.last or not self.engine.skipped)
         if saves:
             self.save()
+        else:
+            self._checkpoints.poll()
         # A hook may find it only while it saves.
         if goes_back := self.fault:
             self._go_back(goes_back)
         if stop and (saves or goes_back):
+            with self.pulse.busy():
+                self._checkpoints.wait()
             self._stop.end(stop, f"after step {self.progress.step}, which is saved")
         if step.due(COLLECT_EVERY):
             gc.collect(1)
@@ -251,6 +253,8 @@ class Trainer:
 
     def record(self, record: Record) -> None:
         """Show a record to all hooks."""
+        if "valid_loss" in record:
+            self._validated = (record["step"], record["valid_loss"])
         for hook in self.hooks:
             hook.record(self, record)
 
@@ -259,7 +263,7 @@ class Trainer:
         self.checkpoint_wanted = True
 
     def save(self) -> None:
-        """Write a checkpoint, never of a model that is lost."""
+        """Begin to write a checkpoint, never of a model that is lost, once the one before it is written."""
         self.checkpoint_wanted = False
         if not math.isfinite(loss := self.checked_loss()):
             raise diverged(f"loss = {loss}", self.progress.step)
@@ -267,23 +271,17 @@ class Trainer:
             for hook in self.hooks:
                 hook.saving(self)
             states = {type(hook).__name__: hook.state() for hook in self.hooks}
-            checkpoints.save(
-                self.store,
-                self.engine,
-                self.progress,
-                config=self.config.model_dump(mode="json"),
-                data=self.inputs.identity,
-                state={
-                    "hooks": {name: state for name, state in states.items() if state},
-                    "multipliers": self.engine.rates.state(),
-                },
-            )
+            step, loss = self._validated
+            self._checkpoints.save(self.progress, states, loss if step == self.progress.step else math.nan)
 
     def _go_back(self, fault: Fault) -> None:
         """Go on from the newest checkpoint before a fault, without its samples."""
         with self.pulse.busy():
             left_out = self.progress.left_out
-            self._resume(fault.checkpoint(self.store, self.world))
+            loaded = self._checkpoints.go_back(fault.before)
+            if loaded is None:
+                raise diverged(f"{fault.what}, no checkpoint before it to go back to,", fault.at)
+            self._take(loaded)
             self.progress = self.progress.without(*left_out, fault.samples)
             self.log.warning("%s", fault.told(self.progress.step))
             self.checkpoint_wanted, self.fault, self.signals = False, None, {}

@@ -1,6 +1,5 @@
 """An optimizer beside AdamW, as a research project would add one."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ class HeavyBallOwner:
     """Owns the matrices of one role from a layer on."""
 
     name = "heavy_ball"
-    settings: Mapping[str, Any] = {"friction": FRICTION}
+    state = ("velocity",)
 
     def __init__(self, first_layer: int = 0) -> None:
         self._first_layer = first_layer

@@ -1,5 +1,6 @@
 """What tests ask of a training engine beyond its trace: what it resumes with, reads, and holds."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from megaqk.model.batch import Stream
 from megaqk.optim.optimizers import OptimizerOwner
-from megaqk.training.checkpoint_store import CheckpointStore
 from tests.distributed.driver import LENGTH, STEPS, Trace, at_step, batches, micro_batches, start_engine
 
 DATA: dict[str, Any] = {
@@ -26,23 +26,23 @@ def changed_on_the_way(
     folder: str, before: dict[str, Any], after: dict[str, Any], at: int, owners: Sequence[OptimizerOwner] = ()
 ) -> Trace | None:
     """`engine_run` of one case for `at` steps, and of another from the checkpoint of the first to the end."""
-    store = CheckpointStore(Path(folder), keep=1)
     losses: list[float] = []
     norms: list[float] = []
     for case, steps in ((before, range(at)), (after, range(at, STEPS))):
         engine = start_engine(case, owners=owners)
-        from megaqk.training import checkpoints
+        from megaqk.training.run_checkpoints import RunCheckpoints
         from tests.distributed.gathering import gather_parameters
 
-        kept: dict[str, Any] = {"config": engine.config.model_dump(mode="json"), "data": DATA}
+        checkpoints = RunCheckpoints(Path(folder), engine, DATA)
         if steps.start:
-            checkpoints.load(store, engine, at, **kept)
+            assert checkpoints.load() is not None
         for step in steps:
             engine.train_step(micro_batches(engine, batches()[step]), at_step(step))
             losses.append(float(engine.loss()))
             norms.append(engine.gradient_norm())
         if not steps.start:
-            checkpoints.save(store, engine, at_step(at), **kept, state={})
+            checkpoints.save(at_step(at), {}, math.nan)
+            checkpoints.wait()
     weights = gather_parameters(engine)
     return None if weights is None else Trace(losses, norms, weights)
 

@@ -69,11 +69,12 @@ class FaultWatch(Hook):
         number = step.progress.step
         lost = not math.isfinite(run.engine.loss_and_norm()[0])
         run.log.warning("step %d skipped: its %s is not finite", number, "loss" if lost else "gradient")
-        if not lost and run.engine.scale_can_fall and step.progress.skipped == number:
+        nothing_taken = step.progress.skipped == number
+        if nothing_taken and not lost and run.engine.scale_can_fall and not step.last:
             return  # fp16 looks for its first scale
         self._row = self._row or (number, samples[0])
         first, begin = self._row
-        if number - first + 1 >= run.config.faults.skipped_steps or (lost and step.last):
+        if number - first + 1 >= run.config.faults.skipped_steps or (step.last and (lost or nothing_taken)):
             which = f"steps {first} to {number}" if number > first else f"step {number}"
             self._act(run, run.config.faults.action, first, (begin, samples[1]), f"no finite gradient in {which}")
 

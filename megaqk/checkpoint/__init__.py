@@ -1,0 +1,1 @@
+"""Checkpoints on disk: named global tensors in pieces, whole or absent, readable by one process without DeepSpeed."""

@@ -1,0 +1,73 @@
+"""The files of a checkpoint, open for several threads."""
+
+import hashlib
+import os
+from pathlib import Path
+from threading import Lock, local
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from megaqk.checkpoint.damage import DamagedError, damage_named
+from megaqk.checkpoint.index import Piece
+
+
+class PieceFiles:
+    """Reads pieces; each thread has one buffer.
+
+    Args:
+        folder: The checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, int] = {}
+        self._lock = Lock()
+        self._local = local()
+
+    def __enter__(self) -> "PieceFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def read(self, file: str, piece: Piece) -> Tensor:
+        """A piece in its shape, until the same thread reads the next.
+
+        Raises:
+            DamagedError: It is not what was written.
+        """
+        content = self.bytes(file, piece.offset, piece.bytes)
+        if hashlib.sha256(content.data).hexdigest() != piece.sha256:
+            raise DamagedError(
+                f"{self._folder / file}: damaged, what begins at byte {piece.offset} is not what was written"
+            )
+        return torch.from_numpy(content.view(np.float32)).view(piece.box.shape)
+
+    def bytes(self, file: str, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """Some bytes of a file, until the same thread reads the next.
+
+        Raises:
+            DamagedError: They are not there.
+        """
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < count:
+            buffer = self._local.buffer = np.empty(count, np.uint8)
+        content: npt.NDArray[np.uint8] = buffer[:count]
+        with damage_named(self._folder / file):
+            descriptor, done = self._descriptor(file), 0
+            while done < count:
+                got = os.preadv(descriptor, [content[done:].data], first + done)
+                if not got:
+                    raise DamagedError(f"{self._folder / file}: damaged, it ends at byte {first + done}")
+                done += got
+        return content
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            if file not in self._open:
+                self._open[file] = os.open(self._folder / file, os.O_RDONLY)
+            return self._open[file]

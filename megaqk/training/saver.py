@@ -1,0 +1,137 @@
+"""Saving beside training: a step waits for a copy of the state; writing and committing go on in a thread."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from megaqk.checkpoint.index import Index
+from megaqk.checkpoint.rank_file import file_name, write_rank_file
+from megaqk.checkpoint.store import CheckpointStore
+from megaqk.errors import AgreedError, UserError
+from megaqk.parallel.world import World
+from megaqk.runtime.agreement import agreed
+from megaqk.runtime.device import copied, host_buffer
+from megaqk.training.engine import TrainingEngine
+from megaqk.training.optimizer_state import elements_to_write, expected_shapes, loss_scale, scalars, written_parts
+
+_T = TypeVar("_T")
+
+
+class _SideComm:
+    """All ranks, for a thread of each beside the main one: over connections of its own, so that neither waits."""
+
+    def __init__(self, world: World) -> None:
+        self.rank, self.size, self.local_size = world.rank, world.size, world.local_size
+        self._group = world.new_host_group()
+
+    def allgather(self, value: _T) -> list[_T]:
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
+
+
+class CheckpointSaver:
+    """Writes checkpoints, one at a time; every rank has one and calls it at the same steps.
+
+    Args:
+        store: Where to.
+        engine: What to save.
+
+    """
+
+    def __init__(self, store: CheckpointStore, engine: TrainingEngine) -> None:
+        self.store, self.engine = store, engine
+        self._comm = _SideComm(engine.world)
+        # There once and for all: memory that is new to a process takes longer to get than to fill.
+        self._buffer = host_buffer(elements_to_write(engine), engine.world.device)
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def begin(self, manifest: dict[str, Any]) -> None:
+        """Begin to write a checkpoint, once the one before it is written.
+
+        Args:
+            manifest: What to keep beside the tensors; see `megaqk.checkpoint.store.SECTIONS`. Its `state` gets what the
+                optimizer keeps beside its tensors.
+
+        Raises:
+            AgreedError: The one before it could not be written; the checkpoints before that are as they were.
+        """
+        self.wait()
+        parts, at = [], 0
+        for part in written_parts(self.engine):
+            self._buffer[at : at + part.box.numel].copy_(part.local, non_blocking=True)
+            parts.append((part.tensor, part.box))
+            at += part.box.numel
+        arrived = copied(self.engine.world.device)
+        manifest["state"] |= {"optimizer": scalars(self.engine), "loss_scale": loss_scale(self.engine)}
+        # A daemon: a rank that fails must not wait for one that is gone.
+        self._thread = threading.Thread(
+            target=self._work, args=(manifest, parts, arrived), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, manifest: dict[str, Any], parts: list[Any], arrived: Callable[[], None]) -> None:
+        step = manifest["progress"]["step"]
+        store, comm = self.store, self._comm
+        path = store.partial(step) / file_name(comm.rank)
+        data = self._buffer[: sum(box.numel for _, box in parts)]
+
+        @contextmanager
+        def named() -> Iterator[None]:
+            try:
+                yield
+            except OSError as error:
+                raise UserError(f"{store.path(step)}: could not be saved ({error.strerror})") from error
+
+        def write() -> Any:
+            arrived()
+            with named():
+                return write_rank_file(path, parts, data), path.stat().st_size, manifest["state"]["optimizer"]
+
+        def begin() -> None:
+            with named():
+                store.begin(step)
+
+        def commit(written: list[Any]) -> None:
+            odd = next((rank for rank, (_, _, values) in enumerate(written) if values != written[0][2]), None)
+            assert odd is None, f"rank {odd} has taken other steps than rank 0"
+            index = Index(
+                expected_shapes(self.engine), {file_name(rank): pieces for rank, (pieces, _, _) in enumerate(written)}
+            )
+            sizes = {file_name(rank): size for rank, (_, size, _) in enumerate(written)}
+            with named():
+                store.commit(step, manifest, index, sizes)
+
+        def on_first(action: Callable[[], None]) -> None:
+            agreed(comm, lambda: action() if comm.rank == 0 else None, interruptible=False)
+
+        try:
+            on_first(begin)
+            written = agreed(comm, write, interruptible=False)
+            on_first(lambda: commit(written))
+        except BaseException as error:  # the main thread tells
+            self._failure = error
+            if comm.rank == 0:  # what a full disk has taken of it is of no use
+                with suppress(OSError):
+                    store.remove_partial()
+
+    def poll(self) -> None:
+        """Raise what has gone wrong in the thread, if anything has."""
+        failure, self._failure = self._failure, None
+        if isinstance(failure, AgreedError):
+            raise AgreedError(f"{failure}; the checkpoints before it are as they were") from failure
+        if failure is not None:
+            raise failure
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.poll()
