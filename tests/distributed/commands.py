@@ -72,18 +72,19 @@ def run_killed_at_step(argv: Sequence[str], step: int, *more: Any) -> int:
 
 
 def run_killed_in_save(argv: Sequence[str], step: int) -> int:
-    """The same, until every rank is killed with half of its first file of the checkpoint of `step` written."""
-    import torch
+    """The same, until every rank is killed with half of its file of the checkpoint of `step` written."""
+    from megaqk.training import saver
 
-    save = torch.save
+    write = saver.write_rank_file
 
-    def write_half_and_die(state: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-        save(state, file, *args, **kwargs)
-        if f"step-{step}." in str(file.name):
-            os.truncate(file.name, file.bytes // 2)
+    def write_half_and_die(path: Path, *args: Any) -> Any:
+        written = write(path, *args)
+        if f"step-{step}." in str(path):
+            os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
+        return written
 
-    torch.save = write_half_and_die
+    saver.write_rank_file = write_half_and_die
     return run_command(argv)
 
 

@@ -1,5 +1,6 @@
 """What tests ask of a training engine beyond its trace: what it resumes with, reads, and holds."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,24 @@ DATA: dict[str, Any] = {
 """The identity of the data of the driver's runs, as checkpoints hold it."""
 
 
+def save_engine(engine: Any, folder: str, step: int, *, skipped: int = 0) -> None:
+    """Write a checkpoint of an engine of the driver after so many steps; every rank calls it."""
+    from megaqk.training.run_checkpoints import RunCheckpoints
+
+    checkpoints = RunCheckpoints(Path(folder), engine, DATA)
+    checkpoints.save(dataclasses.replace(at_step(step), skipped=skipped), {}, math.nan)
+    checkpoints.wait()
+
+
+def load_engine(engine: Any, folder: str) -> Any:
+    """Load the newest checkpoint into an engine of the driver; every rank calls it."""
+    from megaqk.training.run_checkpoints import RunCheckpoints
+
+    loaded = RunCheckpoints(Path(folder), engine, DATA).load()
+    assert loaded is not None
+    return loaded
+
+
 def changed_on_the_way(
     folder: str, before: dict[str, Any], after: dict[str, Any], at: int, owners: Sequence[OptimizerOwner] = ()
 ) -> Trace | None:
@@ -30,19 +49,16 @@ def changed_on_the_way(
     norms: list[float] = []
     for case, steps in ((before, range(at)), (after, range(at, STEPS))):
         engine = start_engine(case, owners=owners)
-        from megaqk.training.run_checkpoints import RunCheckpoints
         from tests.distributed.gathering import gather_parameters
 
-        checkpoints = RunCheckpoints(Path(folder), engine, DATA)
         if steps.start:
-            assert checkpoints.load() is not None
+            load_engine(engine, folder)
         for step in steps:
             engine.train_step(micro_batches(engine, batches()[step]), at_step(step))
             losses.append(float(engine.loss()))
             norms.append(engine.gradient_norm())
         if not steps.start:
-            checkpoints.save(at_step(at), {}, math.nan)
-            checkpoints.wait()
+            save_engine(engine, folder, at)
     weights = gather_parameters(engine)
     return None if weights is None else Trace(losses, norms, weights)
 

@@ -66,14 +66,9 @@ def steps_on_device(case: dict[str, Any], folder: str | None = None) -> tuple[li
 
 
 def _through_a_checkpoint(engine: Any, case: dict[str, Any], folder: str, step: int) -> Any:
-    from megaqk.training import checkpoints
-    from megaqk.training.checkpoint_store import CheckpointStore
-
-    store = CheckpointStore(Path(folder), keep=1)
-    kept: dict[str, Any] = {"config": engine.config.model_dump(mode="json"), "data": questions.DATA}
-    checkpoints.save(store, engine, driver.at_step(step), **kept, state={})
+    questions.save_engine(engine, folder, step)
     resumed = driver.start_engine(case)
-    checkpoints.load(store, resumed, step, **kept)
+    questions.load_engine(resumed, folder)
     return resumed
 
 

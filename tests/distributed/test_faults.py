@@ -63,7 +63,7 @@ def said(output: str) -> list[str]:
 @pytest.mark.parametrize(
     ("plant", "status", "parts"),
     [
-        (plant_full_disk, 2, ["checkpoints", "step 3 could not be saved"]),
+        (plant_full_disk, 2, ["checkpoints", "step-3: could not be saved"]),
         (plant_unreadable_corpus, 2, ["tokenizer.model: No such file"]),
         (plant_folder_of_its_own, 2, ["run.dir = run: is not the folder that rank 0 has claimed"]),
         (plant_exception, 1, ["ZeroDivisionError: planted", f"logs/rank{VICTIM}.log"]),

@@ -96,25 +96,25 @@ def test_a_disk_that_takes_nothing_more_is_still_said(
     argv = ["pretrain", str(write_config(tmp_path))]
     assert run_distributed(run_on_a_full_disk, 1, *argv, init=False, timeout=100) == [2]
     [line] = [line for line in capfd.readouterr().out.splitlines() if line.startswith("megaqk: error: ")]
-    assert "step 3 could not be saved" in line
+    assert "step-3: could not be saved" in line
 
 
 def run_on_a_full_disk(*argv: str) -> int:
     import resource
 
-    from megaqk.training import checkpoints
+    from megaqk.training.saver import CheckpointSaver
 
-    save = checkpoints.save
+    begin = CheckpointSaver.begin
 
-    def fill(*args: Any, **kwargs: Any) -> None:
+    def fill(self: CheckpointSaver, manifest: dict[str, Any]) -> None:
         # Neither its share of a checkpoint nor the last words can be written; what is printed can.
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-        result = Path(args[0].folder).with_name("result.json")
+        result = self.store.folder.with_name("result.json")
         result.unlink()
         result.mkdir()
-        save(*args, **kwargs)
+        begin(self, manifest)
 
-    checkpoints.save = fill
+    CheckpointSaver.begin = fill  # type: ignore[method-assign]
     return commands.run_command(argv)
 
 

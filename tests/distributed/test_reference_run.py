@@ -101,9 +101,10 @@ def run_on_a_slow_clock(argv: list[str]) -> int:
     """The command with a clock on which a step takes 2 s, and an evaluation and a save 1000 s each."""
     from types import SimpleNamespace
 
-    from megaqk.training import checkpoints, peak, speed
+    from megaqk.training import peak, speed
     from megaqk.training.engine import TrainingEngine
     from megaqk.training.hooks import logging
+    from megaqk.training.run_checkpoints import RunCheckpoints
 
     now = 0.0
 
@@ -121,7 +122,7 @@ def run_on_a_slow_clock(argv: list[str]) -> int:
     speed.time = SimpleNamespace(perf_counter=lambda: now)  # type: ignore[assignment]
     TrainingEngine.train_step = takes(2.0, TrainingEngine.train_step)  # type: ignore[method-assign]
     TrainingEngine.evaluate = takes(1000.0, TrainingEngine.evaluate)  # type: ignore[method-assign]
-    checkpoints.save = takes(1000.0, checkpoints.save)
+    RunCheckpoints.save = takes(1000.0, RunCheckpoints.save)  # type: ignore[method-assign]
     return commands.run_command(argv)
 
 
