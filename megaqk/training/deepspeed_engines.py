@@ -87,6 +87,9 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
             if self.gradient_clipping() > 0:
                 clip_gradients(parameters, self._global_grad_norm, self.gradient_clipping())
         super()._take_model_step(lr_kwargs)
+        if isinstance(self.optimizer, DeepSpeedZeroOptimizer) and self.optimizer.overflow:
+            # Offloaded in bf16 it would keep the lost sums, add to them, and skip every step from then on.
+            self.optimizer.averaged_gradients = dict.fromkeys(self.optimizer.averaged_gradients)
 
     def _skip_step(self) -> None:
         # What is left of DeepSpeed's step: some optimizers count a step without gradients too.

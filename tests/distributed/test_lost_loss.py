@@ -16,6 +16,13 @@ CASES: list[dict[str, Any]] = [
     {"pipeline": 2, "training": {"precision": "bf16"}},
     {"tensor": 2, "zero_stage": 0},
     {"tensor": 2, "training": {"precision": "bf16"}},
+    {
+        "zero_stage": 2,
+        "data": 2,
+        "training": {"precision": "bf16"},
+        "optimizer": {"implementation": "torch"},
+        "deepspeed": {"offload_optimizer": "cpu"},
+    },
 ]
 """Of two ranks each."""
 
@@ -80,7 +87,8 @@ def lose_on_rank_1(cases: list[dict[str, Any]]) -> list[list[tuple[bool, bool, f
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_one_rank_loses_all_skip(precision: str) -> None:
-    cases = [driver.settings({}, **case) for case in CASES]
+    cases = [{"deepspeed": {}, **case} for case in CASES]
+    cases = [{"deepspeed": case.pop("deepspeed"), **driver.settings({}, **case)} for case in cases]
     cases = [case for case in cases if case["training"].get("precision", "fp32") == precision]
     mine, other = run_distributed(lose_on_rank_1, 2, cases, timeout=100)
     for case, steps, others in zip(cases, mine, other, strict=True):
