@@ -26,20 +26,20 @@ class Poison:
     ) -> None:
         self._steps, self._samples, self._factor, self._rank = steps, samples, factor, rank
         self._left_out = left_out
-        self._now = False
+        self.now = False
 
     def start(self, run: Any) -> None:
         train_step = run.engine.train_step
 
         def watched(batches: Any, progress: Any, signals: Any) -> Any:
             bad = progress.step + 1 in self._steps or progress.samples in self._samples
-            self._now = bad and self._rank in (None, run.world.rank)
+            self.now = bad and self._rank in (None, run.world.rank)
             return train_step(batches, progress, signals)
 
         run.engine.train_step = watched
         for parameter in run.engine.parameters.values():
             if parameter.requires_grad:
-                parameter.register_hook(lambda g: g * self._factor if self._now else g)
+                parameter.register_hook(lambda g: g * self._factor if self.now else g)
         run.progress = run.progress.without(*self._left_out)
 
     def state(self) -> dict[str, Any]:

@@ -157,7 +157,13 @@ def test_checkpoints_and_curves(run: "tuple[Path, subprocess.CompletedProcess[st
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-10", "step-9"]
     for step in (9, 10):
         manifest = json.loads((folder / "checkpoints" / f"step-{step}" / "manifest.json").read_text())
-        assert manifest["progress"] == {"step": step, "samples": 8 * step, "tokens": 128 * step, "skipped": 0}
+        assert manifest["progress"] == {
+            "step": step,
+            "samples": 8 * step,
+            "tokens": 128 * step,
+            "skipped": 0,
+            "left_out": [],
+        }
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,6 +1,7 @@
 """A run that goes back behind a fault ends bit for bit as one whose data never had the samples of the fault."""
 
 import json
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,25 @@ def test_a_spike(tmp_path: Path, write_config: Callable[..., Path], action: str)
         assert "in step 9: back from step 9 to step 6, samples 64 to 71 are left out" in log_of(folder)
         assert start(straight, write_config, Poison(left_out=[(64, 72)]), world=1, spike_action=action) == [0]
         assert_same_end(folder, straight)
+
+
+def run_losing_losses(argv: list[str], poison: Poison) -> int:
+    """The loss is infinite where gradients would be poisoned, and its gradient as it should be."""
+    from megaqk.model import decoder
+
+    exact = decoder.vocab_parallel_cross_entropy
+    decoder.vocab_parallel_cross_entropy = lambda *a, **k: exact(*a, **k) + (math.inf if poison.now else 0.0)
+    return commands.run_with(argv, poison)
+
+
+def test_a_loss_that_is_lost_in_the_last_step(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    """No checkpoint is written of what cannot be seen to be well: that one step is fault enough."""
+    poison = Poison(samples=[13 * BATCH], factor=1.0)
+    assert start(tmp_path, write_config, poison, world=1, run=run_losing_losses) == [0]
+    assert "step 14 skipped: its loss is not finite" in log_of(tmp_path)
+    said = "no finite gradient in step 14: back from step 14 to step 12, samples 104 to 111 are left out"
+    assert said in log_of(tmp_path)
+    assert told(tmp_path / "run")[2][STEPS]["skipped_steps"] == 0
 
 
 def run_asked_to_stop(argv: list[str], poison: Poison) -> int:
