@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from megaqk import __version__
 from megaqk.check import add_check_command
+from megaqk.checkpoint.subcommands import add_checkpoint_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import AGAIN, AgreedError, AlreadySaidError, user_error
 from megaqk.preflight.preflight import add_preflight_command
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_commands(subparsers)
     add_tensorboard_command(subparsers)
     add_runs_command(subparsers)
+    add_checkpoint_command(subparsers)
     return parser
 
 

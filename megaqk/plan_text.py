@@ -11,7 +11,7 @@ from megaqk.optim.multipliers import Moment
 from megaqk.optim.schedules import lr_factor
 from megaqk.optim.timing import Timing
 from megaqk.parallel.world import World
-from megaqk.training.zero_memory import Memory
+from megaqk.training.zero_memory import HOST_PARTS, Memory
 
 RANKS_SHOWN = 16
 """Longest list of ranks that is shown whole."""
@@ -46,14 +46,14 @@ def resolved_plan(
 
 def memory_table(stages: Sequence[Memory]) -> str:
     """What the fullest rank of each pipeline stage needs, part by part, in GiB."""
-    parts = [field.name for field in fields(Memory) if field.name != "host"] + ["total"]
-    if any(memory.host for memory in stages):
-        parts.append("host")
+    parts = [field.name for field in fields(Memory) if field.name not in HOST_PARTS] + ["total"]
+    parts += [part for part in HOST_PARTS if any(getattr(memory, part) for memory in stages)]
     rows = [
         [str(stage), *(f"{getattr(memory, part) / GIB:.2f}" for part in parts)] for stage, memory in enumerate(stages)
     ]
-    return "Memory in GiB of the fullest rank of each stage, at its highest moment\n" + table(
-        [["stage", *parts], *rows]
+    return (
+        "Memory in GiB of the fullest rank of each stage, at its highest moment; host and snapshot: of the host\n"
+        + table([["stage", *parts], *rows])
     )
 
 

@@ -18,8 +18,8 @@ class Retention:
     every: int = 0
     best: int = 0
 
-    def kept(self, losses: Mapping[int, float | None]) -> dict[int, str]:
-        """Why each checkpoint that is kept is.
+    def reasons(self, losses: Mapping[int, float | None]) -> dict[int, str]:
+        """Why each checkpoint is kept; empty for one that need not be.
 
         Args:
             losses: Validation loss by step; None where it has not been measured at that very step.
@@ -34,4 +34,4 @@ class Retention:
                 reasons[step].append(f"every {self.every}")
         for _, step in measured[: self.best]:
             reasons[-step].append("best")
-        return {step: ", ".join(why) for step, why in reasons.items() if why}
+        return {step: ", ".join(why) for step, why in reasons.items()}

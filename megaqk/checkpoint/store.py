@@ -125,16 +125,18 @@ class CheckpointStore:
         sync_directory(self.folder)
         self.prune()
 
-    def prune(self) -> list[int]:
-        """Remove the checkpoints that are not to be kept; return their steps."""
-        losses = {step: self._valid_loss(step) for step in self.steps()}
-        doomed = sorted(losses.keys() - self.retention.kept(losses))
-        for step in doomed:
-            # Renamed first: what a kill leaves of it then looks like any other partial folder.
-            old = self.folder / f"step-{step}.old{PARTIAL}"
-            self.path(step).rename(old)
-            shutil.rmtree(old)
-        return doomed
+    def kept(self) -> dict[int, str]:
+        """Why each checkpoint is kept; empty for one that need not be."""
+        return self.retention.reasons({step: self._valid_loss(step) for step in self.steps()})
+
+    def prune(self) -> None:
+        """Remove the checkpoints that are not to be kept."""
+        for step, reason in self.kept().items():
+            if not reason:
+                # Renamed first: what a kill leaves of it then looks like any other partial folder.
+                old = self.folder / f"step-{step}.old{PARTIAL}"
+                self.path(step).rename(old)
+                shutil.rmtree(old)
 
     def _valid_loss(self, step: int) -> float | None:
         try:

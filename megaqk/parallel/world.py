@@ -157,14 +157,14 @@ class World:
         group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_FOREVER)
         return group
 
-    def allgather(self, value: _T) -> list[_T]:
-        """Every rank's value, in rank order, on every rank."""
+    def allgather(self, value: _T, group: "dist.ProcessGroup | None" = None) -> list[_T]:
+        """Every rank's value, in rank order, on every rank; over `objects` or another `new_host_group`."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self.objects)
+        dist.all_gather_object(gathered, value, group=group or self.objects)
         return gathered
 
     def agreed(self, action: Callable[[], _T]) -> list[_T]:

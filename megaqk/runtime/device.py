@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megaqk.errors import UserError
+from megaqk.runtime import rendezvous
 from megaqk.runtime.launch import Launch
 from megaqk.runtime.logs import quiet
 
@@ -70,7 +71,11 @@ def start_process_group(launch: Launch) -> torch.device:
     vars(deepspeed.ops)["__compatible_ops__"] = {}
     if not dist.is_initialized() or not deepspeed.comm.is_initialized():
         with quiet():
-            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+            deepspeed.init_distributed(
+                dist_backend="nccl" if device.type == "cuda" else "gloo",
+                init_method=rendezvous.URL if launch.launcher == "torchrun" else None,
+                verbose=False,
+            )
     return device
 
 

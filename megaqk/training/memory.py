@@ -50,7 +50,8 @@ def estimate_memory(
         held = LocalParameters(groups=[group for group in grouped if group], ranks=world.data)
         states = optimizer_states(config, world, held, cuda=cuda)
         moments = _moments(config, world, vocabulary, states, stage, matrix, cuda=cuda)
-        stages.append(max(moments, key=lambda memory: memory.total + memory.host))
+        highest = max(moments, key=lambda memory: memory.total + memory.host)
+        stages.append(replace(highest, snapshot=12 * sum(sizes.values()) // world.data))
     return stages
 
 

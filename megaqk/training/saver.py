@@ -1,11 +1,10 @@
 """Saving beside training: a step waits for a copy of the state; writing and committing go on in a thread."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
-
-import torch.distributed as dist
 
 from megaqk.checkpoint.index import Index
 from megaqk.checkpoint.rank_file import file_name, write_rank_file
@@ -17,6 +16,8 @@ from megaqk.runtime.device import copied, host_buffer
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.optimizer_state import elements_to_write, expected_shapes, loss_scale, scalars, written_parts
 
+logger = logging.getLogger("megaqk")
+
 _T = TypeVar("_T")
 
 
@@ -25,14 +26,10 @@ class _SideComm:
 
     def __init__(self, world: World) -> None:
         self.rank, self.size, self.local_size = world.rank, world.size, world.local_size
-        self._group = world.new_host_group()
+        self._world, self._group = world, world.new_host_group()
 
     def allgather(self, value: _T) -> list[_T]:
-        if self.size == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self._group)
-        return gathered
+        return self._world.allgather(value, self._group)
 
 
 class CheckpointSaver:
@@ -41,7 +38,6 @@ class CheckpointSaver:
     Args:
         store: Where to.
         engine: What to save.
-
     """
 
     def __init__(self, store: CheckpointStore, engine: TrainingEngine) -> None:
@@ -62,6 +58,12 @@ class CheckpointSaver:
         Raises:
             AgreedError: The one before it could not be written; the checkpoints before that are as they were.
         """
+        if self._thread is not None and self._thread.is_alive():
+            logger.warning(
+                "step %d waits for the checkpoint before it to be written: save less often (checkpoint.every), or to a "
+                "faster disk",
+                manifest["progress"]["step"],
+            )
         self.wait()
         parts, at = [], 0
         for part in written_parts(self.engine):
@@ -92,6 +94,8 @@ class CheckpointSaver:
         def write() -> Any:
             arrived()
             with named():
+                # Which rank 0 has made, but a network file system may not show yet.
+                path.parent.mkdir(parents=True, exist_ok=True)
                 return write_rank_file(path, parts, data), path.stat().st_size, manifest["state"]["optimizer"]
 
         def begin() -> None:

@@ -15,6 +15,10 @@ _MAX_REUSE_DISTANCE = 1_000_000_000
 """ZeRO-3: weights that are used again within so many elements stay whole."""
 
 
+HOST_PARTS = ("host", "snapshot")
+"""What of `Memory` lies in the host's memory, whatever the device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of one rank at one moment.
@@ -27,6 +31,7 @@ class Memory:
         logits: Logits and cross entropy.
         buffers: Gradient buckets and copies that are reduced, what pipeline stages exchange.
         host: In the host's memory, where the optimizer is offloaded there.
+        snapshot: In the host's memory, from which checkpoints are written: fp32 weights and moments once more.
     """
 
     weights: int = 0
@@ -36,11 +41,12 @@ class Memory:
     logits: int = 0
     buffers: int = 0
     host: int = 0
+    snapshot: int = 0
 
     @property
     def total(self) -> int:
         """All but what the host holds."""
-        return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
+        return sum(getattr(self, field.name) for field in fields(self) if field.name not in HOST_PARTS)
 
 
 @dataclass(frozen=True, kw_only=True)

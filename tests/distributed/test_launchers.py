@@ -65,3 +65,32 @@ def test_a_rank_that_an_argument_contradicts_is_refused(tmp_path: Path, write_co
     result = run([sys.executable, "-m", "megaqk", "--local_rank=1", "pretrain", str(write_config(tmp_path))])
     assert result.returncode == 2
     assert result.stderr == "megaqk: error: --local_rank = 1: must be LOCAL_RANK = 0\n"
+
+
+PROGRAM = """
+import os, signal, sys
+from megaqk.training import hooks
+from megaqk.training.trainer import Hook
+
+class Killer(Hook):
+    def step(self, run, step):
+        if run.world.rank == 1 and step.progress.step == 8 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+defaults = hooks.default_hooks
+hooks.default_hooks = lambda: [*defaults(), Killer()]
+from megaqk.cli import main
+sys.exit(main())
+"""
+
+
+def test_torchrun_starts_ranks_again(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    torchrun = [str(BESIDE / "torchrun"), "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    result = run([*torchrun, str(program), "pretrain", str(write_config(tmp_path))])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "rank 1 on " in result.stderr
+    assert "resumed after step " in result.stderr
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 11))

@@ -16,10 +16,11 @@ ABOVE = {
     "runtime": {"errors"},
     "parallel": {"errors", "config", "runtime"},
     "data": {"errors", "config", "runtime"},
+    "checkpoint": {"errors", "runtime"},
     "model": {"errors", "config", "runtime", "parallel"},
     "corpus": {"errors", "config", "runtime", "data"},
     "optim": {"errors", "config", "runtime", "parallel", "model"},
-    "training": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "optim"},
+    "training": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training", "plan_text"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""

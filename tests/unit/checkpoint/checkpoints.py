@@ -52,7 +52,9 @@ def write(store: CheckpointStore, step: int) -> tuple[Index, dict[str, int]]:
     return Index({name: tuple(tensor.shape) for name, tensor in TENSORS.items()}, files), sizes
 
 
-def save(store: CheckpointStore, step: int, valid_loss: float | None = None) -> None:
+def save(
+    store: CheckpointStore, step: int, valid_loss: float | None = None, config: dict[str, Any] | None = None
+) -> None:
     """A checkpoint in which every element of `TENSORS` is larger by the step."""
     store.begin(step)
-    store.commit(step, manifest_of(step, valid_loss), *write(store, step))
+    store.commit(step, {**manifest_of(step, valid_loss), "config": config or {}}, *write(store, step))
