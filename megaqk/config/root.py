@@ -13,6 +13,7 @@ from megaqk.config.run import (
     CheckpointConfig,
     DeepSpeedConfig,
     EvaluationConfig,
+    FaultsConfig,
     LoggingConfig,
     ParallelConfig,
     RunConfig,
@@ -34,6 +35,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    faults: FaultsConfig = FaultsConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @model_validator(mode="after")

@@ -155,3 +155,38 @@ class EvaluationConfig(Section):
 
     every: int = Field(0, ge=0, description="Steps between evaluations; 0 evaluates at the end only.")
     batches: int = Field(8, ge=0, description="Global batches of an evaluation; 0 switches evaluation off.")
+
+
+class FaultsConfig(Section):
+    """What is done where loss or gradient are not finite, or far off what they were."""
+
+    skipped_steps: int = Field(
+        10,
+        ge=1,
+        description="Steps in a row, skipped since their loss or gradient is not finite, after which action is taken; "
+        "in fp16 not those in which the loss scale is first looked for.",
+    )
+    action: Literal["stop", "go_back"] = Field(
+        "stop",
+        description="stop ends the run as diverged; go_back returns to the newest checkpoint before the first of these "
+        "steps and leaves their samples out.",
+    )
+    attempts: int = Field(
+        3, ge=1, description="How often a run may go back before it saves a checkpoint past the fault; then it stops."
+    )
+    spike_deviations: float = Field(
+        8.0,
+        ge=0,
+        description="A loss or gradient norm that is more standard deviations than this above its mean is a spike; 0 "
+        "looks for none.",
+    )
+    spike_window: int = Field(
+        100,
+        ge=2,
+        description="Steps over which mean and deviation reach, exponentially; none is judged before as many.",
+    )
+    spike_action: Literal["log", "go_back", "stop"] = Field(
+        "log",
+        description="log says a spike, go_back also returns to the newest checkpoint before it and leaves its samples "
+        "out, stop ends the run as diverged.",
+    )

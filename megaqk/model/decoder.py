@@ -79,7 +79,8 @@ def decoder_loss(context: ModelContext) -> Callable[[Tensor, Labels], Tensor]:
 
     Micro-batches may have different numbers of labels that count. The weight (micro-batches x data-parallel size) /
     (labels of the global batch that count) makes the mean over micro-batches and data-parallel ranks the mean over
-    the labels of the global batch, however it is divided.
+    the labels of the global batch, however it is divided. A sum that is not finite gets gradients that are not either,
+    so that whatever looks at the gradient sees it too.
     """
     tp = context.tp
     tokens, first = local_tokens(context.tokens, context.rows, tp), tp.rank * tp.share(context.rows)
@@ -89,7 +90,9 @@ def decoder_loss(context: ModelContext) -> Callable[[Tensor, Labels], Tensor]:
         losses = vocab_parallel_cross_entropy(
             logits, target, first=first, tokens=tokens, tp=tp, compiled=context.compiled
         )
-        return losses.sum() * weight
+        total = losses.sum()
+        # A lost target alone leaves a finite gradient. Decided on the device: nobody waits for it.
+        return total * torch.where(total.detach().isfinite(), weight, torch.nan)
 
     return loss
 

@@ -23,7 +23,7 @@ from megaqk.config.root import Config
 LAYOUT = {
     "loss": {"training and validation": ["loss", "valid_loss"], "validation perplexity": ["valid_perplexity"]},
     "learning rate and multiplier by group": {"learning rate": ["lr/.*"], "multiplier": ["multiplier/.*"]},
-    "gradient norm": {"gradient norm": ["grad_norm"]},
+    "gradient norm": {"gradient norm": ["grad_norm"], "skipped steps": ["skipped_steps"]},
     "throughput": {
         "tokens per second": ["tokens_per_second"],
         "model FLOP/s utilisation": ["mfu"],
@@ -39,7 +39,7 @@ METRICS = ("valid_loss", "valid_perplexity", "loss", "tokens_per_second")
 COLUMNS = {"qk_timing.enabled", "qk_timing.multiplier", "qk_timing.hold", "optimizer.lr", "training.seed"}
 """The hyper-parameters that the table shows at first: it takes five, those that are said to differ before others."""
 
-_NOT_VARIED = {"run", "checkpoint", "logging", "evaluation", "deepspeed"}
+_NOT_VARIED = {"run", "checkpoint", "logging", "evaluation", "faults", "deepspeed"}
 """Sections that say nothing of what is learned."""
 
 

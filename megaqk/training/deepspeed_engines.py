@@ -82,10 +82,22 @@ class _ExactGradients(DeepSpeedEngine):  # type: ignore[misc]
             # Looked at once a step, as DeepSpeed's own optimizers do: a step with a lost gradient changes nothing.
             self.optimizer.overflow = not math.isfinite(self._global_grad_norm)
             if self.optimizer.overflow:
-                self.module.zero_grad(set_to_none=True)
-            elif self.gradient_clipping() > 0:
+                self._skip_step()
+                return
+            if self.gradient_clipping() > 0:
                 clip_gradients(parameters, self._global_grad_norm, self.gradient_clipping())
         super()._take_model_step(lr_kwargs)
+        if isinstance(self.optimizer, DeepSpeedZeroOptimizer) and self.optimizer.overflow:
+            # Offloaded in bf16 it would keep the lost sums, add to them, and skip every step from then on.
+            self.optimizer.averaged_gradients = dict.fromkeys(self.optimizer.averaged_gradients)
+
+    def _skip_step(self) -> None:
+        # What is left of DeepSpeed's step: some optimizers count a step without gradients too.
+        self.module.zero_grad(set_to_none=True)
+        self.losses = None
+        self.skipped_steps += 1
+        self.global_steps += 1
+        self.global_samples += self.train_batch_size()
 
     def clip_fp32_gradients(self) -> None:
         """Nothing: the gradients are clipped already."""

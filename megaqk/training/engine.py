@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -112,6 +113,18 @@ class TrainingEngine:
             )
         self.engine.attach(world)
         self._loss = torch.zeros((), device=world.device)
+        if hasattr(scaler := self._loss_scaler, "raise_error_at_min_scale"):
+            # What becomes of steps that no scale saves is decided as in any precision.
+            scaler.raise_error_at_min_scale = False
+
+    def description(self) -> str:
+        """What runs where, in words."""
+        millions, world = sum(info.numel for info in self.inventory) / 1e6, self.world
+        return (
+            f"{millions:.1f}M parameters, tensor {world.tensor} x pipeline {world.pipeline} x data {world.data}, "
+            f"ZeRO-{self.config.parallel.zero_stage}, {self.config.training.precision}, optimizer "
+            f"{self.implementation}, device {world.device.type}, launcher {world.launch.launcher}"
+        )
 
     def train_step(
         self, batches: Iterator[tuple[Stream, Tensor]], progress: Progress, signals: Mapping[str, float] | None = None
@@ -171,6 +184,17 @@ class TrainingEngine:
         """Mean loss of the last step over all ranks; every rank must call it."""
         return self._loss if self.staged else self._mean_over_data(self._loss)
 
+    def loss_and_norm(self) -> Tensor:
+        """Mean loss and gradient norm of the last step, (2,) in fp64, the same bits on every rank; all must call it.
+
+        It costs one reduction of two numbers, and nobody waits for the device.
+        """
+        pair = torch.empty(2, dtype=torch.float64, device=self.world.device)
+        # Each rank has the mean of its data, or all have that of all.
+        pair[0], pair[1] = self._loss, self.engine.get_global_grad_norm()
+        dist.all_reduce(pair)
+        return pair / self.world.size
+
     def _mean_over_data(self, value: Tensor) -> Tensor:
         if self.world.data == 1:
             return value
@@ -201,6 +225,16 @@ class TrainingEngine:
         DeepSpeed's optimizers look at the norm before they step, in every precision, and so does our step without ZeRO.
         """
         return bool(getattr(self.engine.optimizer, "overflow", False))
+
+    @property
+    def _loss_scaler(self) -> Any:
+        return getattr(self.engine.optimizer, "loss_scaler", None)
+
+    @property
+    def scale_can_fall(self) -> bool:
+        """Whether gradients can be scaled by less, in fp16."""
+        scaler = self._loss_scaler
+        return hasattr(scaler, "min_scale") and scaler.cur_scale > scaler.min_scale
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping; infinite if the step was skipped."""

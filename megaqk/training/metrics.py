@@ -2,11 +2,13 @@
 
 A record is one line of JSON with `step` first and then any of
 
-    tokens, loss, grad_norm, lr/<group>, multiplier/<group>, tokens_per_second, model_flops_per_second, mfu,
-    peak_memory_bytes
+    tokens, loss, grad_norm, skipped_steps, lr/<group>, multiplier/<group>, tokens_per_second,
+    model_flops_per_second, mfu, peak_memory_bytes
 
-or, for a validation, `valid_loss` and `valid_perplexity`. JSON has no word for NaN and the infinities: such a value is
-written as null, which every reader takes for a missing number; TensorBoard's files say which of them it was.
+or, for a validation, `valid_loss` and `valid_perplexity`. `skipped_steps` is how many steps so far changed nothing,
+since their loss or gradient was not finite; their `tokens` count all the same. JSON has no word for NaN and the
+infinities: such a value is written as null, which every reader takes for a missing number; TensorBoard's files say
+which of them it was.
 """
 
 import contextlib

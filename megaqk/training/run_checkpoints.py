@@ -38,6 +38,18 @@ class RunCheckpoints(CheckpointSaver):
             self.engine.rates.load_state(loaded.state["multipliers"])
         return loaded
 
+    def go_back(self, before: int) -> Loaded | None:
+        """Load the newest whole one of a step before that given; those that are left behind are set aside."""
+        self.wait()
+
+        def set_aside() -> None:
+            for step in self.store.steps():
+                if step >= before:
+                    self.store.set_aside(step)
+
+        self.engine.world.first_does(set_aside)
+        return self.load(before)
+
     def save(self, progress: Progress, hooks: Mapping[str, dict[str, Any]], valid_loss: float) -> None:
         """Begin to write a checkpoint, once the one before it is written.
 

@@ -4,13 +4,12 @@ import gc
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
 from megaqk.data.dataset import Dataset
-from megaqk.errors import DivergedError
 from megaqk.optim.optimizers import OptimizerOwner
 from megaqk.optim.rates import GroupRate
 from megaqk.parallel.world import World
@@ -20,15 +19,14 @@ from megaqk.runtime.pulse import Pulse
 from megaqk.training.batches import RankBatches
 from megaqk.training.checks import open_inputs
 from megaqk.training.engine import TrainingEngine
+from megaqk.training.faults import Fault, diverged
 from megaqk.training.prefetch import Prefetcher
 from megaqk.training.progress import Progress
+from megaqk.training.resuming import Loaded
 from megaqk.training.run_checkpoints import RunCheckpoints
 from megaqk.training.run_folder import RunFolder
 from megaqk.training.speed import SpeedMeter
 from megaqk.training.stopping import StopRequests
-
-SKIPS = 10
-"""Steps in a row that may be skipped in fp32 and bf16; in fp16 DeepSpeed ends the run when no loss scale serves."""
 
 COLLECT_EVERY = 100
 """Steps between collections of garbage."""
@@ -68,6 +66,9 @@ class Hook:
     def record(self, run: "Trainer", record: Record) -> None:
         """When a hook has something to record, by `Trainer.record`."""
 
+    def went_back(self, run: "Trainer") -> None:
+        """After the run has gone back to a checkpoint; `load_state` has been called."""
+
     def saving(self, run: "Trainer") -> None:
         """Before a checkpoint is written: what it vouches for must be on disk."""
 
@@ -103,6 +104,8 @@ class Trainer:
         engine: The model and its optimizer.
         speed: The clock of its training alone.
         signals: Measured values for multipliers, the same on every rank; hooks write them.
+        checkpoint_wanted: Whether a checkpoint is written once all hooks have seen the step, or the next that is taken.
+        fault: What the run goes back from once all hooks have seen the step; hooks write it, alike on every rank.
         log: The logger of this rank.
     """
 
@@ -130,28 +133,26 @@ class Trainer:
         self.engine = TrainingEngine(config, world, self.inputs.vocabulary, owners)
         self._checkpoints = RunCheckpoints(self.run_dir, self.engine, self.inputs.identity)
         self.progress = Progress()
-        self._resume()
+        if loaded := self._checkpoints.load():
+            self._take(loaded)
+            self.log.info("resumed after step %d", self.progress.step)
+            for change in loaded.changes:
+                self.log.info("changed since: %s", change)
         batches = self.batches(self.inputs.splits.train)
         count = world.micro_batches if world.reads_batches else 0
         self._batches = Prefetcher(lambda first: batches.read(first, count), world.device)
-        self._checkpoint_wanted = False
-        self._skips = 0
+        self.checkpoint_wanted = False
+        self.fault: Fault | None = None
         self._validated = (0, math.nan)
         self.signals: dict[str, float] = {}
 
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        loaded = self._checkpoints.load()
-        if loaded is None:
-            return
+    def _take(self, loaded: Loaded) -> None:
+        """Go on from a checkpoint, whose weights and optimizer state are there."""
         for problem in loaded.left_out:
             self.log.warning("left out %s", problem)
         self.progress = loaded.progress
         for hook in self.hooks:
             hook.load_state(loaded.state["hooks"].get(type(hook).__name__, {}))
-        self.log.info("resumed after step %d", self.progress.step)
-        for change in loaded.changes:
-            self.log.info("changed since: %s", change)
 
     def batches(self, dataset: Dataset) -> RankBatches:
         """What this rank reads of a data set."""
@@ -199,19 +200,23 @@ class Trainer:
         step = self.step()
         self.pulse.beat()
         stop = None if step.last else self._stop.after_step()
-        for hook in self.hooks:
-            hook.step(self, step)
         if stop:
             self.want_checkpoint()
+        for hook in self.hooks:
+            hook.step(self, step)
         # What made a step be skipped may lie in the model: only a step that is taken vouches for it.
-        if self._checkpoint_wanted and (step.last or not self._skips):
+        saves = self.checkpoint_wanted and not self.fault and (step.last or not self.engine.skipped)
+        if saves:
             self.save()
-            if stop:
-                with self.pulse.busy():
-                    self._checkpoints.wait()
-                self._stop.end(stop, f"after step {self.progress.step}, which is saved")
         else:
             self._checkpoints.poll()
+        # A hook may find it only while it saves.
+        if goes_back := self.fault:
+            self._go_back(goes_back)
+        if stop and (saves or goes_back):
+            with self.pulse.busy():
+                self._checkpoints.wait()
+            self._stop.end(stop, f"after step {self.progress.step}, which is saved")
         if step.due(COLLECT_EVERY):
             gc.collect(1)
 
@@ -220,34 +225,20 @@ class Trainer:
         if self.world.rank == 0:
             with written_whole(self.run_dir / "config.yaml") as beside:
                 beside.write_text(dump_config(self.config))
-        millions, world = sum(info.numel for info in self.engine.inventory) / 1e6, self.world
-        self.log.info(
-            f"{millions:.1f}M parameters, tensor {world.tensor} x pipeline {world.pipeline} x data {world.data}, "
-            f"ZeRO-{self.config.parallel.zero_stage}, {self.config.training.precision}, optimizer "
-            f"{self.engine.implementation}, device {world.device.type}, launcher {world.launch.launcher}"
-        )
+        self.log.info("%s", self.engine.description())
 
     def step(self) -> Step:
-        """Take one optimizer step.
-
-        Raises:
-            DivergedError: If too many have been skipped in a row.
-        """
-        training, before = self.config.training, self.progress
-        after = before.samples + training.global_batch_size
-        batches = self._batches.take(before.samples, after if before.step + 1 < training.steps else None)
+        """Take one optimizer step."""
+        training = self.config.training
+        size, before = training.global_batch_size, self.progress
+        before = replace(before, samples=before.next_batch(size))
+        tokens = before.tokens + training.tokens_per_step
+        after = replace(before, step=before.step + 1, samples=before.samples + size, tokens=tokens)
+        last = after.step >= training.steps
+        batches = self._batches.take(before.samples, None if last else after.next_batch(size))
         rates = self.engine.train_step(self.pulse.beats(batches), before, self.signals)
-        self.progress = Progress(
-            step=before.step + 1,
-            samples=after,
-            tokens=before.tokens + training.tokens_per_step,
-        )
-        self._skips = self._skips + 1 if self.engine.skipped else 0
-        if self._skips:
-            self.log.warning("step %d skipped: its gradient is not finite", self.progress.step)
-        if self._skips == SKIPS and training.precision != "fp16":
-            raise self._diverged(f"the gradients of {SKIPS} steps in a row are not finite")
-        return Step(progress=self.progress, rates=rates, last=self.progress.step >= training.steps)
+        self.progress = replace(after, skipped=before.skipped + self.engine.skipped)
+        return Step(progress=self.progress, rates=rates, last=last)
 
     def checked_loss(self) -> float:
         """The loss of the last step, finite unless the step was skipped; reading it waits for the device.
@@ -258,13 +249,7 @@ class Trainer:
         loss, norm = float(self.engine.loss()), self.engine.gradient_norm()
         if self.engine.skipped or (math.isfinite(loss) and math.isfinite(norm)):
             return loss
-        raise self._diverged(f"loss = {loss}, gradient norm = {norm}")
-
-    def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(
-            f"{what} at step {self.progress.step}: training diverged; the checkpoints before it are as they were. "
-            "Lower optimizer.lr, lengthen schedule.warmup_steps or clip more with optimizer.grad_clip"
-        )
+        raise diverged(f"loss = {loss}, gradient norm = {norm}", self.progress.step)
 
     def record(self, record: Record) -> None:
         """Show a record to all hooks."""
@@ -275,19 +260,35 @@ class Trainer:
 
     def want_checkpoint(self) -> None:
         """Have a checkpoint written once all hooks have seen the step, or the next one that is not skipped."""
-        self._checkpoint_wanted = True
+        self.checkpoint_wanted = True
 
     def save(self) -> None:
         """Begin to write a checkpoint, never of a model that is lost, once the one before it is written."""
-        self._checkpoint_wanted = False
+        self.checkpoint_wanted = False
         if not math.isfinite(loss := self.checked_loss()):
-            raise self._diverged(f"loss = {loss}")
+            raise diverged(f"loss = {loss}", self.progress.step)
         with self.speed.aside(), self.pulse.busy():
             for hook in self.hooks:
                 hook.saving(self)
             states = {type(hook).__name__: hook.state() for hook in self.hooks}
             step, loss = self._validated
             self._checkpoints.save(self.progress, states, loss if step == self.progress.step else math.nan)
+
+    def _go_back(self, fault: Fault) -> None:
+        """Go on from the newest checkpoint before a fault, without its samples."""
+        with self.pulse.busy():
+            left_out = self.progress.left_out
+            loaded = self._checkpoints.go_back(fault.before)
+            if loaded is None:
+                raise diverged(f"{fault.what}, no checkpoint before it to go back to,", fault.at)
+            self._take(loaded)
+            self.progress = self.progress.without(*left_out, fault.samples)
+            self.log.warning("%s", fault.told(self.progress.step))
+            self.checkpoint_wanted, self.fault, self.signals = False, None, {}
+            self.speed = SpeedMeter(self.progress.tokens)
+            for hook in self.hooks:
+                hook.went_back(self)
+            gc.collect()
 
     def close(self) -> None:
         """Close the hooks' files and displays."""

@@ -105,7 +105,16 @@ def test_records(run: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
     folder, _ = run
     training = [record for record in records(folder) if "loss" in record]
     groups = ("decay", "no_decay", "upper_qk", "upper_qk.no_decay")
-    expected = {"step", "tokens", "loss", "grad_norm", "tokens_per_second", "model_flops_per_second", "mfu"}
+    expected = {
+        "step",
+        "tokens",
+        "loss",
+        "grad_norm",
+        "skipped_steps",
+        "tokens_per_second",
+        "model_flops_per_second",
+        "mfu",
+    }
     expected |= {f"{kind}/{group}" for kind in ("lr", "multiplier") for group in groups} | {"peak_memory_bytes"}
     assert [record["step"] for record in training] == list(range(1, 11))
     for record in training:
@@ -148,7 +157,13 @@ def test_checkpoints_and_curves(run: "tuple[Path, subprocess.CompletedProcess[st
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-10", "step-9"]
     for step in (9, 10):
         manifest = json.loads((folder / "checkpoints" / f"step-{step}" / "manifest.json").read_text())
-        assert manifest["progress"] == {"step": step, "samples": 8 * step, "tokens": 128 * step, "skipped": 0}
+        assert manifest["progress"] == {
+            "step": step,
+            "samples": 8 * step,
+            "tokens": 128 * step,
+            "skipped": 0,
+            "left_out": [],
+        }
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -4,6 +4,7 @@ from megaqk.training.hooks.baseline import UnigramBaseline
 from megaqk.training.hooks.curves import Curves
 from megaqk.training.hooks.display import Display
 from megaqk.training.hooks.evaluation import Evaluation
+from megaqk.training.hooks.fault_watch import FaultWatch
 from megaqk.training.hooks.logging import StepRecords
 from megaqk.training.hooks.recording import Recording
 from megaqk.training.hooks.result import ResultFile
@@ -19,6 +20,7 @@ def default_hooks() -> list[Hook]:
         StepRecords(),
         Evaluation(),
         Saving(),
+        FaultWatch(),
         Curves(),
         UnigramBaseline(),
         ResultFile(),

@@ -31,6 +31,12 @@ class Display(Hook):
         if self._bar is not None:
             self._bar.update()
 
+    def went_back(self, run: Trainer) -> None:
+        """Move the bar back."""
+        if self._bar is not None:
+            self._bar.n = run.progress.step
+            self._bar.refresh()
+
     def record(self, run: Trainer, record: Record) -> None:
         """Show a record, of training or of a validation; ranks other than the first have no line in their logs."""
         if run.world.rank:

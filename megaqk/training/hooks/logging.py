@@ -37,6 +37,7 @@ class StepRecords(Hook):
                 "tokens": step.progress.tokens,
                 "loss": loss,
                 "grad_norm": norm,
+                "skipped_steps": step.progress.skipped,
                 **{f"lr/{rate.name}": rate.lr for rate in step.rates},
                 **{f"multiplier/{rate.name}": rate.multiplier for rate in step.rates},
                 "tokens_per_second": tokens_per_second,

@@ -18,6 +18,11 @@ class Recording(Hook):
         if run.world.rank == 0:
             self._writer = MetricsWriter(run.run_dir, resume_step=run.progress.step, config=run.config)
 
+    def went_back(self, run: Trainer) -> None:
+        """Drop what was recorded since."""
+        self.close()
+        self.start(run)
+
     def record(self, run: Trainer, record: Record) -> None:
         """Write a record."""
         del run
