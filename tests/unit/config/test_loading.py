@@ -74,7 +74,7 @@ REFUSALS = [
     ("model: {num_layer: 4}", "model.num_layer = 4: unknown key; did you mean model.num_layers?"),
     ("mdel: {}", "mdel = {}: unknown key; did you mean model?"),
     ("model: {steps: 4}", "model.steps = 4: unknown key; did you mean training.steps?"),
-    ("checkpoint: {zzz: 4}", "checkpoint.zzz = 4: unknown key; allowed in checkpoint: every, keep"),
+    ("checkpoint: {zzz: 4}", "checkpoint.zzz = 4: unknown key; allowed in checkpoint: every, keep, keep_every, keep_best"),
     (
         "qk_timing: {rules: [{hld: 1}]}",
         "qk_timing.rules[0].hld = 1: unknown key; did you mean qk_timing.rules[0].hold?",
