@@ -16,6 +16,8 @@ import torch
 from megaqk.config.yaml_text import show
 from megaqk.data.identity import check_data_identity
 from megaqk.errors import AgreedError, UserError
+from megaqk.optim.lengthening import check_length
+from megaqk.optim.multipliers import Moment
 from megaqk.parallel.world import World
 from megaqk.runtime.logs import quiet
 from megaqk.training.checkpoint_store import CheckpointStore
@@ -161,6 +163,8 @@ def load(
         manifest = store.manifest(step)
         check_compatible(manifest, config, identity(engine), store.path(step))
         check_data_identity(manifest["data"], data, manifest["progress"]["samples"])
+        progress = Progress(**manifest["progress"])
+        check_length(manifest["config"], engine.config, Moment(progress.step, progress.tokens), engine.inventory)
         return manifest
 
     manifest = engine.world.each_does(compatible)

@@ -237,7 +237,13 @@ def test_damage_that_keeps_the_size_is_noticed(finished: Path, capfd: pytest.Cap
 
 def test_a_diverged_model_replaces_no_checkpoint(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The step that blows up still has a finite loss and is saved; the next is not, and keep = 2 holds step 10."""
-    overrides = ["training.steps=16", "optimizer.lr=1e30", "optimizer.grad_clip=0", "checkpoint.every=1"]
+    overrides = [
+        "training.steps=16",
+        "schedule.steps=10",
+        "optimizer.lr=1e30",
+        "optimizer.grad_clip=0",
+        "checkpoint.every=1",
+    ]
     statuses, output = rerun(finished, capfd, *overrides, "logging.every=100")
     assert statuses == [76]
     assert "training diverged" in output
@@ -255,7 +261,7 @@ def test_a_second_job_in_the_same_folder_is_refused(finished: Path, capfd: pytes
 def test_the_token_clock_goes_on_where_the_batch_changes(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Twice the batch from step 10 on: the record's tokens, not steps x batch, decide the multiplier."""
     tokens = records(finished)[-1]["tokens"]
-    overrides = ["training.steps=12", "training.global_batch_size=16", "qk_timing.unit=tokens"]
+    overrides = ["training.steps=12", "schedule.steps=10", "training.global_batch_size=16", "qk_timing.unit=tokens"]
     overrides += [f"qk_timing.hold={tokens + 1}", "qk_timing.release=step", "qk_timing.release_end=null"]
     statuses, output = rerun(finished, capfd, *overrides)
     assert statuses == [0], output
@@ -265,9 +271,34 @@ def test_the_token_clock_goes_on_where_the_batch_changes(finished: Path, capfd: 
     assert multipliers[1] == 1
 
 
+def test_a_finished_run_is_lengthened_without_a_jump_or_not_at_all(
+    tmp_path: Path, write_config: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Step 4 of 8 would have the multiplier back at 0.1, and the learning rate up from its end at 0.1 x 3e-3."""
+    timing = {"unit": "fraction", "hold": 0.6, "release": "step", "release_end": None}
+    sections = {"training": {"steps": 4}, "qk_timing": timing, "evaluation": {"batches": 0}}
+    config = write_config(tmp_path, **sections)
+    assert rerun(config, capfd)[0] == [0]
+    before = records(config)
+    statuses, output = rerun(config, capfd, "training.steps=8")
+    assert statuses == [2]
+    [line] = lines_of_ours(output)
+    assert "learning rate from 0.0003 to 0.002325 and the multiplier of upper_qk (and 1 more) from 1 to 0.1" in line
+    assert records(config) == before
+    assert rerun(config, capfd, "training.steps=6", "schedule.steps=4")[0] == [0]
+    for record in records(config)[4:]:
+        assert (record["lr/decay"], record["multiplier/upper_qk"]) == (pytest.approx(3e-4), 1)
+    statuses, output = rerun(config, capfd, "training.steps=12", "schedule.accept_jump=true")
+    assert statuses == [0]
+    assert "changed since: schedule.steps = null (was 4)" in output
+    assert records(config)[6]["multiplier/upper_qk"] == 0.1
+    assert records(config)[6]["lr/decay"] > 1e-3
+
+
 def test_no_sample_is_skipped_or_repeated_where_the_batch_changes(finished: Path) -> None:
     samples = 8 * STEPS
-    argv = command(finished, "training.steps=12", "training.global_batch_size=16", "evaluation.batches=0")
+    overrides = ["training.steps=12", "schedule.steps=10", "training.global_batch_size=16", "evaluation.batches=0"]
+    argv = command(finished, *overrides)
     [(status, first_samples)] = run_distributed(commands.run_and_watch_reads, 1, argv, init=False, timeout=LIMIT)
     assert status == 0
     assert first_samples == [samples, samples + 16]
