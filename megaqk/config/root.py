@@ -94,6 +94,12 @@ class Config(Section):
                 f"must be false or null with {key} = {attrgetter(key)(self)}",
             )
         self._require(
+            not training.deterministic or training.attention != "cudnn",
+            "training.attention",
+            "must be one of auto, flash, efficient, math with training.deterministic = true; cuDNN's backward pass adds "
+            "up in any order",
+        )
+        self._require(
             training.precision == "fp32" or parallel.zero_stage > 0,
             "parallel.zero_stage",
             f"must be above 0 with training.precision = {training.precision}",

@@ -196,6 +196,11 @@ REFUSALS = [
         "training: {global_batch_size: 10, micro_batch_size: 4}",
         "training.global_batch_size = 10: must be divisible by training.micro_batch_size = 4",
     ),
+    (
+        "training: {deterministic: true, attention: cudnn}",
+        "training.attention = cudnn: must be one of auto, flash, efficient, math with training.deterministic = true; "
+        "cuDNN's backward pass adds up in any order",
+    ),
     ("schedule: {warmup_steps: 2000}", "schedule.warmup_steps = 2000: must not exceed training.steps = 1000"),
     ("schedule: {warmup_steps: 9, steps: 8}", "schedule.warmup_steps = 9: must not exceed schedule.steps = 8"),
     ("schedule: {decay_steps: 9}", "schedule.decay_steps = 9: must be null with schedule.kind = cosine"),
