@@ -96,8 +96,8 @@ class Config(Section):
         self._require(
             not training.deterministic or training.attention != "cudnn",
             "training.attention",
-            "must be one of auto, flash, efficient, math with training.deterministic = true; cuDNN's backward pass adds "
-            "up in any order",
+            "must be one of auto, flash, efficient, math with training.deterministic = true; cuDNN's backward pass "
+            "adds up in any order",
         )
         self._require(
             training.precision == "fp32" or parallel.zero_stage > 0,

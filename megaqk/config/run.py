@@ -99,8 +99,8 @@ class TrainingConfig(Section):
     seed: int = Field(1234, ge=0, description="Decides the initial weights, the sample order and dropout.")
     deterministic: bool = Field(
         False,
-        description="The same seed gives the same numbers, bit for bit, on the same processes, devices and versions, or "
-        "the run is refused. It costs speed: one thread a process on a CPU, slower kernels and NCCL's rings on CUDA.",
+        description="The same seed gives the same numbers, bit for bit, on the same processes, devices and versions, "
+        "or the run is refused. It costs speed: one thread a process on a CPU, slower kernels and rings on CUDA.",
     )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
