@@ -271,30 +271,6 @@ def test_the_token_clock_goes_on_where_the_batch_changes(finished: Path, capfd: 
     assert multipliers[1] == 1
 
 
-def test_a_finished_run_is_lengthened_without_a_jump_or_not_at_all(
-    tmp_path: Path, write_config: Callable[..., Path], capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Step 4 of 8 would have the multiplier back at 0.1, and the learning rate up from its end at 0.1 x 3e-3."""
-    timing = {"unit": "fraction", "hold": 0.6, "release": "step", "release_end": None}
-    sections = {"training": {"steps": 4}, "qk_timing": timing, "evaluation": {"batches": 0}}
-    config = write_config(tmp_path, **sections)
-    assert rerun(config, capfd)[0] == [0]
-    before = records(config)
-    statuses, output = rerun(config, capfd, "training.steps=8")
-    assert statuses == [2]
-    [line] = lines_of_ours(output)
-    assert "learning rate from 0.0003 to 0.002325 and the multiplier of upper_qk (and 1 more) from 1 to 0.1" in line
-    assert records(config) == before
-    assert rerun(config, capfd, "training.steps=6", "schedule.steps=4")[0] == [0]
-    for record in records(config)[4:]:
-        assert (record["lr/decay"], record["multiplier/upper_qk"]) == (pytest.approx(3e-4), 1)
-    statuses, output = rerun(config, capfd, "training.steps=12", "schedule.accept_jump=true")
-    assert statuses == [0]
-    assert "changed since: schedule.steps = null (was 4)" in output
-    assert records(config)[6]["multiplier/upper_qk"] == 0.1
-    assert records(config)[6]["lr/decay"] > 1e-3
-
-
 def test_no_sample_is_skipped_or_repeated_where_the_batch_changes(finished: Path) -> None:
     samples = 8 * STEPS
     overrides = ["training.steps=12", "schedule.steps=10", "training.global_batch_size=16", "evaluation.batches=0"]
