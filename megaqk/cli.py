@@ -15,6 +15,7 @@ from megaqk.errors import AGAIN, AgreedError, AlreadySaidError, user_error
 from megaqk.preflight.preflight import add_preflight_command
 from megaqk.runs import add_runs_command
 from megaqk.runtime.launch import launched_rank, started_by_mpi
+from megaqk.runtime.streams import lossy_stream
 from megaqk.tensorboard import add_tensorboard_command
 from megaqk.training.command import add_pretrain_command
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, otherwise one of the statuses in `errors`; what ends it has then been said in one line.
     """
+    if argv is None and sys.stderr is not None:
+        sys.stderr = lossy_stream(2)
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes the overrides in one piece, and users put options between them.

@@ -8,7 +8,7 @@ from megaqk.model.decoder import stage_bounds
 from megaqk.model.parameters import ParameterInfo
 from megaqk.optim.groups import ParameterGroup
 from megaqk.optim.multipliers import Moment
-from megaqk.optim.schedules import lr_factor
+from megaqk.optim.rates import Rates
 from megaqk.optim.timing import Timing
 from megaqk.parallel.world import World
 from megaqk.training.zero_memory import HOST_PARTS, Memory
@@ -66,7 +66,8 @@ def _summary(config: Config, world: World, parameters: Sequence[ParameterInfo]) 
         (
             "length",
             f"{training.steps:,} steps x {training.global_batch_size} samples x {training.sequence_length} tokens = "
-            f"{training.steps * training.tokens_per_step:,} tokens",
+            f"{training.steps * training.tokens_per_step:,} tokens"
+            + ("" if config.schedule.steps is None else f", schedule over {config.schedule.steps:,} steps"),
         ),
         (
             "model",
@@ -118,8 +119,8 @@ def _groups(config: Config, groups: Sequence[ParameterGroup]) -> str:
         decay = f"{config.optimizer.weight_decay:g}" if group.decay else "0"
         values = (f"{group.multiplier.at(Moment(step)):.4g}" for step in steps)
         rows.append((group.name, str(len(group.parameters)), f"{group.numel:,}", decay, *values))
-    factors = (lr_factor(config.schedule, step, config.training.steps) for step in steps)
-    rows.append(("lr at multiplier 1", "", "", "", *(f"{config.optimizer.lr * factor:.3g}" for factor in factors)))
+    rates = Rates(config, groups)
+    rows.append(("lr at multiplier 1", "", "", "", *(f"{rates.base(step):.3g}" for step in steps)))
     return table(rows)
 
 

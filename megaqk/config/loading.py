@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,26 @@ def build_config(raw: dict[str, Any]) -> Config:
 def dump_config(config: Config) -> str:
     """Write out a configuration with every default resolved, as YAML that `load_config` reads back to an equal one."""
     raw = config.model_dump(mode="json")
+    _separate_rules(raw)
+    return format_yaml(raw)
+
+
+def restore_config(raw: dict[str, Any]) -> Config:
+    """The configuration whose `model_dump` was kept, perhaps by a version that lacked some keys.
+
+    Raises:
+        UserError: One line, as from `load_config`.
+    """
+    raw = deepcopy(raw)
+    _separate_rules(raw)
+    return build_config(raw)
+
+
+def _separate_rules(raw: dict[str, Any]) -> None:
+    """Leave out of dumped values, in place, what the schema refuses beside others."""
     timing = raw["qk_timing"]
     if timing["rules"]:
-        # The schema refuses the keys of the single rule beside a list of rules.
+        # The keys of the single rule beside a list of rules.
         for name in TimingRule.model_fields:
             del timing[name]
         rules = timing["rules"]
@@ -90,7 +108,6 @@ def dump_config(config: Config) -> str:
         rules = [timing]
     for rule in rules:
         rule["layers"] = {form: value for form, value in rule["layers"].items() if value is not None}
-    return format_yaml(raw)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -30,6 +30,16 @@ class ScheduleConfig(Section):
     kind: Literal["constant", "linear", "cosine", "wsd"] = Field(
         "cosine", description="Shape after warm-up; wsd is warmup-stable-decay."
     )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps that the schedule and the fractions of qk_timing count over, after which both stay at their "
+        "ends; null means training.steps. With its old length here a run is lengthened without a jump of either.",
+    )
+    accept_jump: bool = Field(
+        False,
+        description="Resume although the run's new length alone makes the learning rate rise or a multiplier fall.",
+    )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up, for every kind.")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Factor at the end of the decay; constant ignores it.")
     decay_steps: int | None = Field(

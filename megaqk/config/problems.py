@@ -95,9 +95,10 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     near = difflib.get_close_matches(wrong, section.model_fields, n=1)
     if near:
         return f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-    for name, field in Config.model_fields.items():
-        if wrong in getattr(field.annotation, "model_fields", ()):
-            return f"did you mean {name}.{wrong}?"
+    sections = Config.model_fields.items()
+    same = [f"{name}.{wrong}" for name, field in sections if wrong in getattr(field.annotation, "model_fields", ())]
+    if same:
+        return f"did you mean {' or '.join(same)}?"
     return f"allowed in {prefix or 'the file'}: {', '.join(section.model_fields)}"
 
 

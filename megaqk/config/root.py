@@ -46,6 +46,11 @@ class Config(Section):
         self.qk_timing.check_layers(self.model.num_layers)
         return self
 
+    @property
+    def schedule_steps(self) -> int:
+        """Steps that the learning-rate schedule and the fractions of qk_timing count over."""
+        return self.schedule.steps or self.training.steps
+
     def _require(self, holds: bool, key: str, allowed: str) -> None:
         """Refuse the value of a dotted key where a condition does not hold."""
         if not holds:
@@ -90,6 +95,12 @@ class Config(Section):
                 "training.compile",
                 f"must be false or null with {key} = {attrgetter(key)(self)}",
             )
+        self._require(
+            not training.deterministic or training.attention != "cudnn",
+            "training.attention",
+            "must be one of auto, flash, efficient, math with training.deterministic = true; cuDNN's backward pass "
+            "adds up in any order",
+        )
         self._require(
             training.precision == "fp32" or parallel.zero_stage > 0,
             "parallel.zero_stage",
@@ -136,10 +147,9 @@ class Config(Section):
             "training.global_batch_size",
             f"must be divisible by training.micro_batch_size = {training.micro_batch_size}",
         )
+        length = f"{'training' if schedule.steps is None else 'schedule'}.steps = {self.schedule_steps}"
         self._require(
-            schedule.warmup_steps <= training.steps,
-            "schedule.warmup_steps",
-            f"must not exceed training.steps = {training.steps}",
+            schedule.warmup_steps <= self.schedule_steps, "schedule.warmup_steps", f"must not exceed {length}"
         )
         decay = schedule.decay_steps
         self._require(
@@ -148,7 +158,7 @@ class Config(Section):
             f"must be null with schedule.kind = {schedule.kind}",
         )
         self._require(
-            decay is None or schedule.warmup_steps + decay <= training.steps,
+            decay is None or schedule.warmup_steps + decay <= self.schedule_steps,
             "schedule.decay_steps",
-            f"must leave room for schedule.warmup_steps = {schedule.warmup_steps} in training.steps = {training.steps}",
+            f"must leave room for schedule.warmup_steps = {schedule.warmup_steps} in {length}",
         )

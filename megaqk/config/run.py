@@ -97,6 +97,11 @@ class TrainingConfig(Section):
         "fp32", description="Of weights and activations; bf16 accumulates gradients in fp32, fp16 needs CUDA."
     )
     seed: int = Field(1234, ge=0, description="Decides the initial weights, the sample order and dropout.")
+    deterministic: bool = Field(
+        False,
+        description="The same seed gives the same numbers, bit for bit, on the same processes, devices and versions, "
+        "or the run is refused. It costs speed: one thread a process on a CPU, slower kernels and rings on CUDA.",
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
         description="Activation recomputation: selective repeats all of a block but its products and attention, full "

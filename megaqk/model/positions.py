@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from megaqk.model.context import ModelContext
 from megaqk.model.parameters import ParameterRole
 from megaqk.parallel.sharding import new_parameter
+from megaqk.parallel.vocabulary import look_up
 
 
 class LearnedPositions(nn.Module):
@@ -28,7 +28,7 @@ class LearnedPositions(nn.Module):
         """
         if self.context.tp.sequence:
             positions = positions.chunk(self.context.tp.size, dim=1)[self.context.tp.rank]
-        return hidden + F.embedding(positions, self.weight)
+        return hidden + look_up(positions, self.weight)
 
 
 class Rotary(nn.Module):

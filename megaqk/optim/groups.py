@@ -60,7 +60,7 @@ def plan_groups(
         UserError: Where a projection of a rule names no parameter of this model.
     """
     num_layers = config.model.num_layers
-    clock = Clock.of(config.training)
+    clock = Clock.of(config)
     claimed: set[str] = set()
     ruled: list[tuple[str, Multiplier, Sequence[ParameterInfo]]] = []
     for index, rule in enumerate(config.qk_timing.active_rules):

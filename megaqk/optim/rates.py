@@ -35,13 +35,17 @@ class Rates:
     def __init__(self, config: Config, groups: Sequence[ParameterGroup]) -> None:
         self._optimizer = config.optimizer
         self._schedule = config.schedule
-        self._total_steps = config.training.steps
+        self._total_steps = config.schedule_steps
         self._unscaled = config.qk_timing.weight_decay == "unscaled"
         self._groups = tuple(groups)
 
+    def base(self, step: int) -> float:
+        """The learning rate at multiplier 1 when so many steps have been taken."""
+        return self._optimizer.lr * lr_factor(self._schedule, step, self._total_steps)
+
     def at(self, moment: Moment) -> list[GroupRate]:
         """The rates of every group for the step about to be taken, in the order of the plan."""
-        base = self._optimizer.lr * lr_factor(self._schedule, moment.step, self._total_steps)
+        base = self.base(moment.step)
         rates = []
         for group in self._groups:
             m = group.multiplier.at(moment)

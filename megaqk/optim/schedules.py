@@ -24,7 +24,7 @@ def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     Args:
         schedule: Its shape.
         step: Steps already taken, that is the 0-based number of the step about to be taken.
-        total_steps: Steps of the whole run.
+        total_steps: Steps that it counts over.
 
     Returns:
         The factor, in [0, 1].

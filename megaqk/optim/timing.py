@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megaqk.config.qk_timing import TimingRule
-from megaqk.config.run import TrainingConfig
+from megaqk.config.root import Config
 from megaqk.optim.multipliers import Moment, Multiplier
 
 
@@ -15,16 +15,16 @@ class Clock:
 
     Attributes:
         tokens_per_step: Tokens that one optimizer step learns from.
-        total_steps: Steps of the whole run.
+        total_steps: Steps that fractions are of.
     """
 
     tokens_per_step: int
     total_steps: int
 
     @classmethod
-    def of(cls, training: TrainingConfig) -> "Clock":
+    def of(cls, config: Config) -> "Clock":
         """The clock of a run."""
-        return cls(tokens_per_step=training.tokens_per_step, total_steps=training.steps)
+        return cls(tokens_per_step=config.training.tokens_per_step, total_steps=config.schedule_steps)
 
     def position(self, unit: str, step: int, tokens: int | None = None) -> int | float:
         """Progress when `step` steps have been taken, in steps, tokens or as a fraction of the run.

@@ -4,6 +4,7 @@ Rows at and beyond the number of real tokens are padding: no token indexes them,
 they can neither be predicted nor learned. The head multiplies them all the same, which keeps its products aligned.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +18,14 @@ def local_tokens(tokens: int, rows: int, tp: TensorParallel) -> int:
     """Of this rank's share of `rows`, those that belong to one of `tokens`."""
     share = tp.share(rows)
     return min(max(tokens - tp.rank * share, 0), share)
+
+
+def look_up(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows (..., H) of a table by ids (...).
+
+    Of the two ways to say this, CUDA adds the gradients of an embedding in any order, of which torch does not warn.
+    """
+    return weight[ids] if torch.are_deterministic_algorithms_enabled() else F.embedding(ids, weight)
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -41,10 +50,10 @@ class VocabParallelEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up (B, S) token ids: (B, S, H), or (B, S / size, H) under sequence parallelism."""
         if self.tp.size == 1:
-            return F.embedding(tokens, self.weight)
+            return look_up(tokens, self.weight)
         local = tokens - self.first
         elsewhere = (local < 0) | (local >= self.rows)
-        rows = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        rows = look_up(local.masked_fill(elsewhere, 0), self.weight)
         return reduce_output(rows.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.tp)
 
     def logits(self, hidden: Tensor) -> Tensor:

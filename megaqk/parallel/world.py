@@ -92,6 +92,7 @@ class World:
         self.micro_batches = training.global_batch_size // samples
         self.layers_per_stage = split_layers(config.model.num_layers, parallel.pipeline, parallel.layers_per_stage)
         self._sequence = parallel.sequence
+        self._deterministic = training.deterministic
         self._watched = training.watchdog is not None
 
     @property
@@ -118,13 +119,15 @@ class World:
         """Join the other processes and make every group; every rank must call it."""
         import torch.distributed as dist
 
-        from megaqk.runtime.device import start_process_group
+        from megaqk.runtime.device import be_deterministic, start_process_group
         from megaqk.runtime.failure import meeting
         from megaqk.runtime.logs import quiet
 
         if self.tensor > 1:
             # One hardware queue, so that a collective starts before the product that is to hide it.
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        if self._deterministic:
+            be_deterministic()
         with meeting(self.launch):
             self.device = start_process_group(self.launch)
         from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology

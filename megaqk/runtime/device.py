@@ -12,6 +12,12 @@ from megaqk.runtime import rendezvous
 from megaqk.runtime.launch import Launch
 from megaqk.runtime.logs import quiet
 
+REPEATABLE = {
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+    "NCCL_ALGO": ("Ring", "CollnetDirect", "CollnetChain", "^NVLS"),
+}
+"""Variables on CUDA and their values with which products and reductions repeat themselves; the first is ours."""
+
 
 def choose_device(launch: Launch = Launch()) -> torch.device:
     """The device of a process: its own GPU where there is CUDA, else the CPU.
@@ -79,6 +85,20 @@ def start_process_group(launch: Launch) -> torch.device:
     return device
 
 
+def be_deterministic() -> None:
+    """Have this process compute the same again from the same; for its rest, and before it uses CUDA or NCCL."""
+    for name, values in REPEATABLE.items():
+        os.environ.setdefault(name, values[0])
+    # The two halves of `use_deterministic_algorithms`, which would import the compiler for the second: that it measures
+    # nothing to choose a kernel.
+    torch.set_deterministic_debug_mode("error")
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if not torch.cuda.is_available():
+        # Sums are split by thread, of which a launcher may give a process more or fewer.
+        torch.set_num_threads(1)
+
+
 def prefer_attention(kernel: str, device: torch.device) -> None:
     """Have torch try a kernel of attention before its others, for the rest of this process; only CUDA has a choice.
 
@@ -94,7 +114,8 @@ def prefer_attention(kernel: str, device: torch.device) -> None:
         "efficient": SDPBackend.EFFICIENT_ATTENTION,
         "math": SDPBackend.MATH,
     }
-    hopper = torch.cuda.get_device_capability(device)[0] == 9
+    # Torch excludes cuDNN's where it is to be deterministic.
+    hopper = torch.cuda.get_device_capability(device)[0] == 9 and not torch.are_deterministic_algorithms_enabled()
     first = names["cudnn" if hopper else "flash"] if kernel == "auto" else names[kernel]
     others = [backend for name, backend in names.items() if backend is not first and (name != "cudnn" or hopper)]
     sdpa_kernel([first, *others], set_priority=True).__enter__()

@@ -60,8 +60,7 @@ class Lock:
     def _take(self) -> bool:
         """Make the sign of life, unless another holder gives one."""
         try:
-            with self._sign.open("x") as file:
-                file.write(self._me)
+            self._write(self._sign)
             return True
         except FileExistsError:
             pass
@@ -77,11 +76,19 @@ class Lock:
             if self._look() != (owner, seen):
                 return False
         beside = self._sign.with_name(f".{self._sign.name}.{self._me.split()[1]}")
-        beside.write_text(self._me)
+        self._write(beside)
         beside.replace(self._sign)
         if not dead:  # another machine may have come to the same conclusion
             time.sleep(SETTLE_SECONDS)
         return self._look()[0] == self._me
+
+    def _write(self, path: Path) -> None:
+        with path.open("xb", buffering=0) as file:
+            try:
+                file.write(self._me.encode())
+            except OSError:  # a full disk; an empty sign would hold up whoever comes next
+                path.unlink()
+                raise
 
     def _look(self) -> tuple[str, int]:
         # NFS asks its server for times when a file is opened, not before.

@@ -12,6 +12,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from megaqk.runtime.streams import lossy_stream
+
 LOGGER = "megaqk"
 STEPS = "megaqk.steps"
 """The logger of what a progress bar says too: it stays off a terminal that shows the bar."""
@@ -76,13 +78,14 @@ def _divert(path: Path, rank: int) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     sys.stderr.flush()
     if _terminal is None:
-        _terminal = os.fdopen(os.dup(2), "w", buffering=1)
+        _terminal = lossy_stream(os.dup(2))
     os.dup2(file, 2)
     if rank == 0:
         sys.stderr = _terminal
     else:
         sys.stdout.flush()
         os.dup2(file, 1)
+        sys.stdout, sys.stderr = lossy_stream(1), lossy_stream(2)
     os.close(file)
     faulthandler.enable(file=2)
 

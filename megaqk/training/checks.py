@@ -18,6 +18,7 @@ from megaqk.model.vocab_size import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
 from megaqk.parallel.world import World
 from megaqk.runtime.agreement import Comm, each
+from megaqk.runtime.device import REPEATABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,12 @@ def missing(config: Config, device: torch.device) -> list[str]:
             "optimizer.implementation = deepspeed_cpu: must be one of auto, torch, deepspeed_fused, apex on a CUDA "
             "device, unless deepspeed.offload_optimizer = cpu"
         )
+    for name, values in REPEATABLE.items() if config.training.deterministic and device.type == "cuda" else ():
+        if os.environ.get(name, values[0]) not in values:
+            lines.append(
+                f"{name} = {os.environ[name]}: must be unset or one of {', '.join(values)} with "
+                "training.deterministic = true; others add up in an order that changes"
+            )
     compiler = os.environ.get("CXX", "g++")
     if is_compiled(config, device) and not shutil.which(compiler):
         lines.append(f"training.compile: needs the C++ compiler {compiler} (CXX); or set training.compile=false")

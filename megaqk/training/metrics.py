@@ -162,7 +162,8 @@ def _keep_until(path: Path, step: int) -> None:
     if bad:
         names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
         aside = next(name for name in names if not name.exists())
-        shutil.copyfile(path, aside)
+        with written_whole(aside) as beside:
+            shutil.copyfile(path, beside)
         logger.warning(
             "%s: %d of %d lines are not records and were left out; the file as it was is %s",
             path,

@@ -10,6 +10,8 @@ from megaqk.checkpoint.reader import Checkpoint, Wanted
 from megaqk.checkpoint.store import CheckpointStore
 from megaqk.data.identity import check_data_identity
 from megaqk.errors import AgreedError
+from megaqk.optim.lengthening import check_length
+from megaqk.optim.multipliers import Moment
 from megaqk.training.audit import audit_checkpoint, audit_loaded
 from megaqk.training.compatibility import changed_keys, check_compatible, identity
 from megaqk.training.engine import TrainingEngine
@@ -102,6 +104,8 @@ def _damage(
         manifest = checkpoint.manifest
         check_compatible(manifest, config, identity(engine), checkpoint.path)
         check_data_identity(manifest["data"], data, manifest["progress"]["samples"])
+        progress = Progress(**manifest["progress"])
+        check_length(manifest["config"], engine.config, Moment(progress.step, progress.tokens), engine.inventory)
         audit_checkpoint(checkpoint, engine)
         create_state(engine, manifest["state"]["optimizer"])
         checkpoint.read(list(_wanted(checkpoint, engine)))

@@ -77,7 +77,13 @@ def test_result_json(tmp_path: Path, write_config: Callable[..., Path]) -> None:
     again = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [again[key] for key in ("state", "step", "loss")] == ["finished", 10, result["loss"]]
     # It says what ended a run that failed, and where: the last record is newer than the last checkpoint.
-    overrides = ["training.steps=20", "optimizer.lr=1e30", "optimizer.grad_clip=0", "checkpoint.every=0"]
+    overrides = [
+        "training.steps=20",
+        "schedule.steps=10",
+        "optimizer.lr=1e30",
+        "optimizer.grad_clip=0",
+        "checkpoint.every=0",
+    ]
     assert run_distributed(commands.run_command, 2, [*argv, *overrides], init=False, timeout=100) == [76, 76]
     failed = json.loads((tmp_path / "run" / "result.json").read_text())
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

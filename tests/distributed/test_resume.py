@@ -230,7 +230,13 @@ def test_damage_that_keeps_the_size_is_noticed(finished: Path, capfd: pytest.Cap
 
 def test_a_diverged_model_replaces_no_checkpoint(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The step that blows up still has a finite loss and is saved; the next is not, and keep = 2 holds step 10."""
-    overrides = ["training.steps=16", "optimizer.lr=1e30", "optimizer.grad_clip=0", "checkpoint.every=1"]
+    overrides = [
+        "training.steps=16",
+        "schedule.steps=10",
+        "optimizer.lr=1e30",
+        "optimizer.grad_clip=0",
+        "checkpoint.every=1",
+    ]
     statuses, output = rerun(finished, capfd, *overrides, "logging.every=100")
     assert statuses == [76]
     assert "training diverged" in output
@@ -248,7 +254,7 @@ def test_a_second_job_in_the_same_folder_is_refused(finished: Path, capfd: pytes
 def test_the_token_clock_goes_on_where_the_batch_changes(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Twice the batch from step 10 on: the record's tokens, not steps x batch, decide the multiplier."""
     tokens = records(finished)[-1]["tokens"]
-    overrides = ["training.steps=12", "training.global_batch_size=16", "qk_timing.unit=tokens"]
+    overrides = ["training.steps=12", "schedule.steps=10", "training.global_batch_size=16", "qk_timing.unit=tokens"]
     overrides += [f"qk_timing.hold={tokens + 1}", "qk_timing.release=step", "qk_timing.release_end=null"]
     statuses, output = rerun(finished, capfd, *overrides)
     assert statuses == [0], output
@@ -260,7 +266,8 @@ def test_the_token_clock_goes_on_where_the_batch_changes(finished: Path, capfd: 
 
 def test_no_sample_is_skipped_or_repeated_where_the_batch_changes(finished: Path) -> None:
     samples = 8 * STEPS
-    argv = command(finished, "training.steps=12", "training.global_batch_size=16", "evaluation.batches=0")
+    overrides = ["training.steps=12", "schedule.steps=10", "training.global_batch_size=16", "evaluation.batches=0"]
+    argv = command(finished, *overrides)
     [(status, first_samples)] = run_distributed(commands.run_and_watch_reads, 1, argv, init=False, timeout=LIMIT)
     assert status == 0
     assert first_samples == [samples, samples + 16]

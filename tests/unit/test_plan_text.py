@@ -37,6 +37,16 @@ def plan(world_size: int, **sections: Any) -> str:
     )
 
 
+def test_a_schedule_of_its_own_length() -> None:
+    """It is at its end, and the multiplier at 1, long before the run is."""
+    timing = {"enabled": True, "hold": 0.5, "release": "step"}
+    text = plan(1, schedule={"steps": 40, "kind": "linear"}, training={"steps": 100}, qk_timing=timing)
+    assert "length      100 steps x" in text
+    assert " tokens, schedule over 40 steps\n" in text
+    assert text.split("multiplier when so many steps have been taken\n")[1].split()[4:7] == ["0", "20", "99"]
+    assert text.splitlines()[-1].split()[-3:] == ["0.0003", "0.000165", "3e-05"]
+
+
 def test_the_plan_of_a_small_run() -> None:
     text = plan(
         4,

@@ -73,8 +73,11 @@ REFUSALS = [
     # Unknown keys.
     ("model: {num_layer: 4}", "model.num_layer = 4: unknown key; did you mean model.num_layers?"),
     ("mdel: {}", "mdel = {}: unknown key; did you mean model?"),
-    ("model: {steps: 4}", "model.steps = 4: unknown key; did you mean training.steps?"),
-    ("checkpoint: {zzz: 4}", "checkpoint.zzz = 4: unknown key; allowed in checkpoint: every, keep, keep_every, keep_best"),
+    ("model: {steps: 4}", "model.steps = 4: unknown key; did you mean schedule.steps or training.steps?"),
+    (
+        "checkpoint: {zzz: 4}",
+        "checkpoint.zzz = 4: unknown key; allowed in checkpoint: every, keep, keep_every, keep_best",
+    ),
     (
         "qk_timing: {rules: [{hld: 1}]}",
         "qk_timing.rules[0].hld = 1: unknown key; did you mean qk_timing.rules[0].hold?",
@@ -196,7 +199,13 @@ REFUSALS = [
         "training: {global_batch_size: 10, micro_batch_size: 4}",
         "training.global_batch_size = 10: must be divisible by training.micro_batch_size = 4",
     ),
+    (
+        "training: {deterministic: true, attention: cudnn}",
+        "training.attention = cudnn: must be one of auto, flash, efficient, math with training.deterministic = true; "
+        "cuDNN's backward pass adds up in any order",
+    ),
     ("schedule: {warmup_steps: 2000}", "schedule.warmup_steps = 2000: must not exceed training.steps = 1000"),
+    ("schedule: {warmup_steps: 9, steps: 8}", "schedule.warmup_steps = 9: must not exceed schedule.steps = 8"),
     ("schedule: {decay_steps: 9}", "schedule.decay_steps = 9: must be null with schedule.kind = cosine"),
     (
         "schedule: {kind: wsd, decay_steps: 600, warmup_steps: 500}",

@@ -1,7 +1,9 @@
 """The tensor-parallel layers on real ranks, against the layers of torch."""
 
 import pytest
+import torch
 
+from megaqk.parallel.vocabulary import look_up
 from tests.harness import run_distributed
 from tests.unit.parallel import layers
 
@@ -49,3 +51,19 @@ def test_norm_and_clipping_are_the_unsharded_ones(world: int, max_norm: float) -
 @pytest.mark.parametrize("world", [1, 2])
 def test_cross_entropy_of_bf16_logits_is_computed_in_fp32(world: int) -> None:
     assert max(run_distributed(layers.bf16_cross_entropy, world)) <= TOLERANCE
+
+
+def test_a_table_is_indexed_where_gradients_must_add_up_in_order() -> None:
+    ids, grads = torch.tensor([[1, 3, 1]]), []
+    for mode, node in (("default", "EmbeddingBackward0"), ("error", "IndexBackward0")):
+        weight = torch.arange(8.0).view(4, 2).requires_grad_()
+        torch.set_deterministic_debug_mode(mode)
+        try:
+            rows = look_up(ids, weight)
+        finally:
+            torch.set_deterministic_debug_mode("default")
+        assert type(rows.grad_fn).__name__ == node
+        assert rows.tolist() == [[[2, 3], [6, 7], [2, 3]]]
+        rows.sum().backward()
+        grads.append(weight.grad)
+    assert grads[0].tolist() == grads[1].tolist() == [[0, 0], [2, 2], [0, 0], [1, 1]]

@@ -23,3 +23,19 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, asked: bool
     assert missing(config, torch.device("cpu")) == []
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert [line.split(":")[0] for line in missing(config, torch.device("cpu"))] == ["training.compile"] * refused
+
+
+@pytest.mark.parametrize(("name", "value"), [("NCCL_ALGO", "NVLS"), ("CUBLAS_WORKSPACE_CONFIG", ":0:0")])
+def test_what_would_sum_in_another_order_each_time_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    config = build_config({"training": {"deterministic": True, "compile": False}})
+    for variable in ("NCCL_ALGO", "CUBLAS_WORKSPACE_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    assert missing(config, torch.device("cuda")) == []
+    monkeypatch.setenv(name, value)
+    [line] = missing(config, torch.device("cuda"))
+    assert line.startswith(f"{name} = {value}: must be unset or one of ")
+    assert "training.deterministic = true" in line
+    assert missing(config, torch.device("cpu")) == []
+    assert missing(build_config({"training": {"compile": False}}), torch.device("cuda")) == []
