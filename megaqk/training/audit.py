@@ -1,5 +1,6 @@
 """Whether a checkpoint has what the run expects, and whether a loaded run has what it should; else no step is taken."""
 
+from math import prod
 from typing import Any
 
 import torch
@@ -54,23 +55,24 @@ def audit_loaded(engine: TrainingEngine, values: dict[str, Any]) -> None:
     """
     optimizer = engine.engine.optimizer
     names = {id(parameter): name for name, parameter in engine.parameters.items()}
+    held = [(names[id(one.parameter)], one) for one in fragments(optimizer) if id(one.parameter) in names]
     counts = dict.fromkeys(engine.parameters, 0)
-    for fragment in fragments(optimizer):
-        if not (name := names.get(id(fragment.parameter))):
-            continue
+    for name, fragment in held:
         counts[name] += fragment.end - fragment.first
+    # Before anything is refused, since every rank must come here.
+    updated = torch.tensor(list(counts.values()), device=engine.world.device)
+    dist.all_reduce(updated, group=engine.world.data_group)
+    for name, fragment in held:
         if (planned := engine.group_of[name].name) != fragment.group:
             raise UserError(f"{name}: is in the optimizer's group {fragment.group}, must be in {planned}")
         state = base_optimizer(optimizer).state[fragment.master]
         for kind in engine.owner_of(name).state:
             if kind not in state or state[kind].shape != fragment.master.shape:
                 raise UserError(f"{name}: has no {kind} after the checkpoint was loaded")
-    updated = torch.tensor(list(counts.values()), device=engine.world.device)
-    dist.all_reduce(updated, group=engine.world.data_group)
     # Without ZeRO every data-parallel rank updates all of it.
     replicas = 1 if hasattr(optimizer, "optimizer") else engine.world.data
     for (name, parameter), count in zip(engine.parameters.items(), updated.tolist(), strict=True):
-        whole = torch.Size(local_shape(parameter, engine)).numel() * replicas
+        whole = prod(local_shape(parameter, engine)) * replicas
         if count != whole:
             raise UserError(f"{name}: {count} elements are updated, must be {whole}")
     if (found := scalars(engine)) != values:
