@@ -1,10 +1,13 @@
 """The file of one rank: its pieces, in the safetensors format, hashed while they are written."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from megaqk.checkpoint.boxes import Box
 from megaqk.checkpoint.index import Piece
 
 _WRITE_BYTES = 1 << 23
+_PAGE = 4096
 
 
 def file_name(rank: int) -> str:
@@ -29,7 +33,7 @@ def header_of(parts: Sequence[tuple[str, Box]]) -> bytes:
         entries[f"{name}[{ranges}]"] = {"dtype": "F32", "shape": box.shape, "data_offsets": [at, at + 4 * box.numel]}
         at += 4 * box.numel
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # what follows is aligned
+    text += b" " * (-(len(text) + 8) % _PAGE)  # what follows is aligned
     return len(text).to_bytes(8, "little") + text
 
 
@@ -55,12 +59,27 @@ def write_rank_file(path: Path, parts: Sequence[tuple[str, Box]], data: Tensor) 
     with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
         # Beside the writing, which mostly waits.
         digests = pool.map(lambda place: hashlib.sha256(content[place]).hexdigest(), places)  # type: ignore[arg-type]
-        for block in (memoryview(header), content):
-            done = 0
-            while done < len(block):
-                done += file.write(block[done : done + _WRITE_BYTES])
-        os.fsync(file.fileno())
+        descriptor = file.fileno()
+        _write(descriptor, memoryview(header))
+        with suppress(OSError):  # not every file system can
+            # Past the page cache: a copy there takes memory and processor from training, and longer than the disk.
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_DIRECT)
+        _write(descriptor, content)
+        os.fsync(descriptor)
         return tuple(
             Piece(name, box, len(header) + place.start, digest)
             for (name, box), place, digest in zip(parts, places, digests, strict=True)
         )
+
+
+def _write(descriptor: int, content: memoryview) -> None:
+    done = 0
+    while done < len(content):
+        try:
+            done += os.write(descriptor, content[done : done + _WRITE_BYTES])
+        except OSError as error:
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                raise
+            # Past the page cache go whole pages, from the beginning of one in memory: not the end of most files.
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)

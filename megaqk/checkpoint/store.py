@@ -42,13 +42,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     with damage_named(path / MANIFEST):
         manifest = json.loads((path / MANIFEST).read_bytes())
-        if isinstance(manifest, dict) and "identity" in manifest and manifest.get("format") != FORMAT:
+        if manifest[_DIGEST] != _digest_of(manifest):
+            raise DamagedError(f"{path / MANIFEST}: damaged, its contents are not what was written")
+        if manifest.get("format") != FORMAT:
             raise UserError(
                 f"{path}: was written in format {manifest.get('format', 1)}, which this version does not read: it must "
                 f"be {FORMAT}; go on with the version that wrote it, or start another run.dir"
             )
-        if manifest[_DIGEST] != _digest_of(manifest):
-            raise DamagedError(f"{path / MANIFEST}: damaged, its contents are not what was written")
         if path.name != f"step-{manifest['progress']['step']}" and ASIDE not in path.name:
             raise DamagedError(f"{path / MANIFEST}: damaged, it is of step {manifest['progress']['step']}")
     for name, size in manifest["files"].items():

@@ -122,8 +122,11 @@ def prefer_attention(kernel: str, device: torch.device) -> None:
 
 
 def host_buffer(elements: int, device: torch.device) -> torch.Tensor:
-    """fp32 memory of the host that a device copies into beside its work, all of it there already."""
-    return torch.empty(elements, pin_memory=device.type == "cuda").zero_()
+    """fp32 memory of the host that a device copies into beside its work: whole pages, all of them there already."""
+    page = 4096
+    whole = torch.empty(elements + page // 4, pin_memory=device.type == "cuda").zero_()
+    first = -whole.data_ptr() % page // 4
+    return whole[first : first + elements]
 
 
 def copied(device: torch.device) -> Callable[[], None]:

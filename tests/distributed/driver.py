@@ -209,14 +209,16 @@ def engine_runs(cases: list[dict[str, Any]]) -> list[Trace | None]:
     return traces
 
 
-def start_engine(case: dict[str, Any], tokens: int = TOKENS, owners: Sequence[OptimizerOwner] = ()) -> Any:
+def start_engine(
+    case: dict[str, Any], tokens: int = TOKENS, owners: Sequence[OptimizerOwner] = (), rows: int = ROWS
+) -> Any:
     """The engine of a case on this rank, its world connected."""
     config = Config.model_validate(case)
     world = World(config, read_launch()).connect()
     # Importing DeepSpeed looks for a device, which `connect` settles first.
     from megaqk.training.engine import TrainingEngine
 
-    return TrainingEngine(config, world, Vocabulary(tokens=tokens, rows=ROWS), owners)
+    return TrainingEngine(config, world, Vocabulary(tokens=tokens, rows=rows), owners)
 
 
 def at_step(step: int) -> Any:

@@ -23,19 +23,33 @@ def peaks(runs: list[tuple[dict[str, Any], dict[str, Any]]], vocabulary: Vocabul
         runs: Each with a smaller one of the same kind before it, which loads code and compiles kernels.
         vocabulary: Size of the vocabulary.
     """
-    # Each tensor is a mapping of its own, so that it leaves the process the moment it is freed, as on a GPU.
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
+    free_at_once()
     added = []
     for run, smaller in runs:
         print(run, flush=True)
         _train(smaller, vocabulary)
-        while gc.collect():  # an engine is a knot that several passes undo
-            pass
-        Path("/proc/self/clear_refs").write_text("5")  # the highest is now what there is
-        before = _status("VmRSS")
+        before = resident_bytes()
         _train(run, vocabulary)
-        added.append(_status("VmHWM") - before)
+        added.append(peak_bytes() - before)
     return added
+
+
+def free_at_once() -> None:
+    """Make each tensor a mapping of its own, so that it leaves the process the moment it is freed, as on a GPU."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
+
+
+def resident_bytes() -> int:
+    """What this process has, which is its highest from now on."""
+    while gc.collect():  # an engine is a knot that several passes undo
+        pass
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The highest since `resident_bytes`."""
+    return _status("VmHWM")
 
 
 def _status(key: str) -> int:

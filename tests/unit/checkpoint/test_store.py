@@ -1,5 +1,6 @@
 """The store of checkpoints as a folder: complete or absent, whatever moment a process dies at."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -100,12 +101,22 @@ def test_another_steps_folder_is_noticed(tmp_path: Path) -> None:
 def test_one_of_another_format_is_refused_and_not_called_damaged(tmp_path: Path) -> None:
     old = tmp_path / "step-10"
     old.mkdir()
-    (old / MANIFEST).write_text(json.dumps({"progress": {"step": 10}, "identity": {}, "files": {}, "sha256": "0"}))
+    content = {"progress": {"step": 10}, "identity": {}, "files": {}}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (old / MANIFEST).write_text(json.dumps({**content, "sha256": digest}))
     with pytest.raises(
         UserError, match="written in format 1, which this version does not read: it must be 2"
     ) as caught:
         Checkpoint(old)
     assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_damaged_number_of_the_format_is_damage(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    save(store, 10)
+    edit(store.path(10) / MANIFEST, '"format": 2', '"format": 3')
+    with pytest.raises(DamagedError):
+        Checkpoint(store.path(10))
 
 
 def test_what_is_no_checkpoint_is_not_listed(tmp_path: Path) -> None:
