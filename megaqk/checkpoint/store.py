@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class CheckpointStore:
 
     def aside(self) -> list[Path]:
         """What has been set aside."""
-        return sorted(self.folder.glob(f"step-*{ASIDE}*"))
+        return sorted(self.folder.glob(f"step-*{ASIDE}"))
 
     def begin(self, step: int) -> None:
         """Make the folder that ranks write into, and remove what killed processes have left."""
@@ -146,7 +147,7 @@ class CheckpointStore:
 
     def set_aside(self, step: int) -> Path:
         """Keep a checkpoint for whoever wants to look at it, under a name that no start takes; return its path."""
-        names = (self.folder / f"step-{step}{ASIDE}{number}" for number in ("", *range(2, 1000)))
+        names = (self.folder / f"step-{step}{number}{ASIDE}" for number in chain([""], map(".{}".format, count(2))))
         path = next(name for name in names if not name.exists())
         self.path(step).rename(path)
         return path

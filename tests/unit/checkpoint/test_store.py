@@ -122,18 +122,18 @@ def test_a_damaged_number_of_the_format_is_damage(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_not_listed(tmp_path: Path) -> None:
     store = open_store(tmp_path, newest=3)
     save(store, 5)
-    for name in ("step-x", "step-7.aside", "step-7.aside2"):
+    for name in ("step-x", "step-7.aside", "step-7.2.aside"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-11.partial").touch()
     (tmp_path / "step-12.partial").mkdir()
     assert store.steps() == [5]
-    assert [path.name for path in store.aside()] == ["step-7.aside", "step-7.aside2"]
+    assert [path.name for path in store.aside()] == ["step-7.2.aside", "step-7.aside"]
     save(store, 12)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-12",
         "step-5",
+        "step-7.2.aside",
         "step-7.aside",
-        "step-7.aside2",
         "step-x",
     ]
 
@@ -142,7 +142,7 @@ def test_one_that_is_in_the_way_is_set_aside(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for _ in range(3):
         save(store, 10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-10.aside", "step-10.aside2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-10.2.aside", "step-10.aside"]
     Checkpoint(tmp_path / "step-10.aside").verify()
 
 
