@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from megaqk.training.optimizer_state import elements_to_write, expected_shapes, 
 logger = logging.getLogger("megaqk")
 
 _T = TypeVar("_T")
+_WORTH_SAYING = 1.0
+"""Seconds."""
 
 
 class _SideComm:
@@ -58,13 +61,15 @@ class CheckpointSaver:
         Raises:
             AgreedError: The one before it could not be written; the checkpoints before that are as they were.
         """
-        if self._thread is not None and self._thread.is_alive():
-            logger.warning(
-                "step %d waits for the checkpoint before it to be written: save less often (checkpoint.every), or to a "
-                "faster disk",
-                manifest["progress"]["step"],
-            )
+        began = time.monotonic()
         self.wait()
+        if (waited := time.monotonic() - began) > _WORTH_SAYING:
+            logger.warning(
+                "step %d has waited %.1f s for the checkpoint before it to be written: save less often "
+                "(checkpoint.every), or to a faster disk",
+                manifest["progress"]["step"],
+                waited,
+            )
         parts, at = [], 0
         for part in written_parts(self.engine):
             self._buffer[at : at + part.box.numel].copy_(part.local, non_blocking=True)

@@ -1,5 +1,6 @@
 """Checkpoints are written beside training: steps do not wait for a disk, but the next save and the end do."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -65,6 +66,22 @@ def test_a_slow_disk_holds_up_the_next_save_and_says_so(
 ) -> None:
     config = write_config(tmp_path, checkpoint={"every": EVERY, "keep": 9})
     assert run_distributed(run_slowly, 1, ["pretrain", str(config)], 2.0, init=False, timeout=100) == [0]
-    said = [line for line in capfd.readouterr().out.splitlines() if "waits for the checkpoint before it" in line]
+    said = [
+        line for line in capfd.readouterr().out.splitlines() if "for the checkpoint before it to be written" in line
+    ]
     assert [line.split()[2] for line in said] == ["8", "10"]
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
+
+
+def test_the_best_and_every_fourth_are_kept(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    keep = {"every": 1, "keep": 1, "keep_every": 4, "keep_best": 2}
+    # So fast that it gets worse now and then.
+    fast: dict[str, Any] = {"optimizer": {"lr": 0.5}, "schedule": {"kind": "constant"}}
+    config = write_config(tmp_path, checkpoint=keep, evaluation={"every": 1, "batches": 1}, **fast)
+    assert run_distributed(commands.run_command, 1, ["pretrain", str(config)], init=False, timeout=100) == [0]
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = {record["step"]: record["valid_loss"] for record in records if "valid_loss" in record}
+    best = sorted(losses, key=lambda step: losses[step])[:2]
+    assert not {*best} & {4, 8, 10}, "they are there for their losses alone"
+    kept = {int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {4, 8, 10, *best}

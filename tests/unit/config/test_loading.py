@@ -79,6 +79,10 @@ REFUSALS = [
         "checkpoint.zzz = 4: unknown key; allowed in checkpoint: every, keep, keep_every, keep_best",
     ),
     (
+        "checkpoint: {every: 10, keep_best: 1}\nevaluation: {every: 4}",
+        "checkpoint.keep_best = 1: must be 0 unless checkpoint.every = 10 is a multiple of evaluation.every = 4",
+    ),
+    (
         "qk_timing: {rules: [{hld: 1}]}",
         "qk_timing.rules[0].hld = 1: unknown key; did you mean qk_timing.rules[0].hold?",
     ),
