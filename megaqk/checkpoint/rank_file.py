@@ -1,6 +1,5 @@
 """The file of one rank: its pieces, in the safetensors format, hashed while they are written."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -77,9 +76,10 @@ def _write(descriptor: int, content: memoryview) -> None:
     while done < len(content):
         try:
             done += os.write(descriptor, content[done : done + _WRITE_BYTES])
-        except OSError as error:
+        except OSError:
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+            if not flags & os.O_DIRECT:
                 raise
-            # Past the page cache go whole pages, from the beginning of one in memory: not the end of most files.
+            # Past the page cache go whole pages, from the beginning of one in memory: not the end of most files. And
+            # what a driver has pinned may not at all.
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)

@@ -100,18 +100,31 @@ def _losses(passage: Passage) -> list[float]:
     engine = driver.start_engine(passage.layout.case(passage.model), TOKENS, rows=passage.layout.rows)
     from megaqk.training.run_checkpoints import RunCheckpoints
 
-    samples, losses = driver.batches(TOKENS), []
-    checkpoints = RunCheckpoints(passage.target, engine, questions.DATA)
-    if passage.source is not None:
-        loaded = RunCheckpoints(passage.source, engine, questions.DATA).load(before=AT + 1)
+    samples = driver.batches(TOKENS)
+
+    def train(first: int, end: int) -> list[float]:
+        losses = []
+        for step in range(first, end):
+            engine.train_step(driver.micro_batches(engine, samples[step]), driver.at_step(step))
+            losses.append(float(engine.loss()))
+        return losses
+
+    def load(folder: Path) -> None:
+        loaded = RunCheckpoints(folder, engine, questions.DATA).load(before=driver.STEPS)
         assert loaded is not None
         assert loaded.progress == driver.at_step(AT)
-    for step in range(AT if passage.source else 0, driver.STEPS):
-        if step == AT:
-            checkpoints.save(driver.at_step(AT), {}, math.nan)
-        engine.train_step(driver.micro_batches(engine, samples[step]), driver.at_step(step))
-        if step >= AT:
-            losses.append(float(engine.loss()))
+
+    if passage.source is None:
+        train(0, AT)
+    else:
+        load(passage.source)
+    checkpoints = RunCheckpoints(passage.target, engine, questions.DATA)
+    checkpoints.save(driver.at_step(AT), {}, math.nan)
+    losses = train(AT, driver.STEPS)
     checkpoints.save(driver.at_step(driver.STEPS), {}, math.nan)
     checkpoints.wait()
+    if passage.source is None:
+        # Nothing of what came after is left in an engine that goes back.
+        load(passage.target)
+        assert train(AT, driver.STEPS) == losses
     return losses
