@@ -34,26 +34,29 @@ class PieceFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
 
-    def read(self, file: str, piece: Piece) -> Tensor:
-        """A piece in its shape, until the same thread reads the next.
+    def read(self, file: str, piece: Piece, into: Tensor | None = None) -> Tensor:
+        """A piece in its shape: in memory of the host that is given for it, or until the same thread reads the next.
 
         Raises:
             DamagedError: It is not what was written.
         """
-        content = self.bytes(file, piece.offset, piece.bytes)
+        given = None if into is None else into.view(-1).numpy().view(np.uint8)
+        content = self.bytes(file, piece.offset, piece.bytes, given)
         if hashlib.sha256(content.data).hexdigest() != piece.sha256:
             raise DamagedError(
                 f"{self._folder / file}: damaged, what begins at byte {piece.offset} is not what was written"
             )
         return torch.from_numpy(content.view(np.float32)).view(piece.box.shape)
 
-    def bytes(self, file: str, first: int, count: int) -> npt.NDArray[np.uint8]:
-        """Some bytes of a file, until the same thread reads the next.
+    def bytes(
+        self, file: str, first: int, count: int, into: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Some bytes of a file: where they are wanted, or until the same thread reads the next.
 
         Raises:
             DamagedError: They are not there.
         """
-        buffer = getattr(self._local, "buffer", None)
+        buffer = getattr(self._local, "buffer", None) if into is None else into
         if buffer is None or len(buffer) < count:
             buffer = self._local.buffer = np.empty(count, np.uint8)
         content: npt.NDArray[np.uint8] = buffer[:count]

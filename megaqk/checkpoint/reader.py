@@ -102,8 +102,8 @@ class Checkpoint:
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Read rectangles into their targets.
 
-        Each piece that has a part of any of them is read once, whole, and held against its checksum before it is
-        copied. A few pieces at a time are in memory.
+        Each piece that has a part of any of them is read once, whole, and held against its checksum. A few pieces at a
+        time are in memory.
 
         Raises:
             DamagedError: A piece is not what was written, or a file cannot be read. Targets may have been written.
@@ -121,9 +121,13 @@ class Checkpoint:
         lock = Lock()
 
         def copy(file: str, piece: Piece, parts: list[tuple[Wanted, Box]]) -> None:
-            content = files.read(file, piece)
-            for one, box in parts:
-                box.within(one.box, one.target).copy_(box.within(piece.box, content))
+            targets = [box.within(one.box, one.target) for one, box in parts]
+            # In the topology that wrote it, most pieces are wanted as they are: there is no copy to pay for.
+            as_it_is = [box for _, box in parts] == [piece.box] and targets[0].is_contiguous() and targets[0].is_cpu
+            content = files.read(file, piece, targets[0] if as_it_is else None)
+            for (one, box), target in zip(parts, targets, strict=True):
+                if not as_it_is:
+                    target.copy_(box.within(piece.box, content))
                 with lock:
                     one.missing -= box.numel
 
