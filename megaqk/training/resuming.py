@@ -119,10 +119,6 @@ def _damage(
 def _wanted(checkpoint: Checkpoint, engine: TrainingEngine) -> Iterator[Wanted]:
     for part in held_parts(engine):
         shape = checkpoint.index.tensors[part.tensor]
-        target = part.local.view(part.box.shape)
-        known = part.box.intersection(Box((0,) * len(shape), shape))
-        if known != part.box:
-            # Rows that pad the vocabulary, of which the other topology had fewer: nothing ever changes them.
-            target.zero_()
-        if known is not None:
-            yield Wanted(part.tensor, known, known.within(part.box, target))
+        # Rows that pad the vocabulary, of which the other topology may have had fewer, are zero and stay so.
+        if (known := part.box.intersection(Box((0,) * len(shape), shape))) is not None:
+            yield Wanted(part.tensor, known, known.within(part.box, part.local.view(part.box.shape)))
