@@ -1,11 +1,11 @@
 """What the `checkpoint` commands do."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
-from megaqk.checkpoint.reader import Checkpoint
+from megaqk.checkpoint.damage import DamagedError
+from megaqk.checkpoint.reader import Checkpoint, open_step
 from megaqk.checkpoint.retention import Retention
 from megaqk.checkpoint.store import CheckpointStore
 from megaqk.errors import UserError
@@ -22,9 +22,10 @@ def _open(run_dir: Path) -> tuple[CheckpointStore, dict[int, Checkpoint | UserEr
     store, opened = CheckpointStore(folder, Retention(newest=1)), dict[int, Checkpoint | UserError]()
     for step in store.steps():
         try:
-            opened[step] = Checkpoint(store.path(step))
+            opened[step] = open_step(store, step)
         except UserError as error:
-            opened[step] = error
+            if store.path(step).exists():  # else the run has removed it meanwhile
+                opened[step] = error
     whole = [one for one in opened.values() if isinstance(one, Checkpoint)]
     if whole:
         keep = whole[-1].manifest["config"]["checkpoint"]
@@ -42,10 +43,8 @@ def show(arguments: argparse.Namespace) -> None:
             continue
         progress, loss = one.manifest["progress"], one.manifest["valid_loss"]
         size = sum(one.manifest["files"].values()) / (1 << 20)
-        validated = "-" if loss is None else f"{loss:.4f}"
-        rows.append(
-            (str(step), f"{progress['tokens']:,}", f"{size:,.1f}", validated, _writer(one.manifest), reasons[step])
-        )
+        validated, reason = "-" if loss is None else f"{loss:.4f}", reasons.get(step, "")
+        rows.append((str(step), f"{progress['tokens']:,}", f"{size:,.1f}", validated, _writer(one.manifest), reason))
     rows += [(path.name.removeprefix("step-"), "-", "-", "-", "-", "set aside") for path in store.aside()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -62,53 +61,63 @@ def verify(arguments: argparse.Namespace) -> None:
     """Read everything.
 
     Raises:
-        UserError: A checkpoint is damaged; each such has been said.
+        UserError: A checkpoint cannot be used; each such has been said.
     """
     store, opened = _open(arguments.run_dir)
     steps = list(opened) if arguments.step is None else [arguments.step]
-    if not set(steps) <= opened.keys() or not steps:
-        raise UserError(f"{store.folder}: has no step {arguments.step or 'at all'}; has {list(opened)}")
-    damaged = []
-    for step in steps:
-        try:
-            if isinstance(one := opened[step], UserError):
-                raise one
-            one.verify()
-            print(f"step {step}: whole")
-        except UserError as error:
+    if not steps or not set(steps) <= opened.keys():
+        raise UserError(f"{store.folder}: has no step {'at all' if not steps else steps[0]}; has {list(opened)}")
+    useless = [step for step in steps if not _whole(store, step, opened[step])]
+    if useless:
+        raise UserError(f"{store.folder}: step {', '.join(map(str, useless))} cannot be used")
+
+
+def _whole(store: CheckpointStore, step: int, one: Checkpoint | UserError) -> bool:
+    """Whether a checkpoint is whole to its last byte, or has been removed meanwhile; says it."""
+    try:
+        if isinstance(one, UserError):
+            raise one
+        one.verify()
+        print(f"step {step}: whole")
+    except UserError as error:
+        if store.path(step).exists():
             print(f"step {step}: {error}")
-            damaged.append(step)
-    if damaged:
-        raise UserError(f"{store.folder}: damaged: step {', '.join(map(str, damaged))}")
+            return False
+        print(f"step {step}: removed meanwhile")
+    return True
 
 
 def prune(arguments: argparse.Namespace) -> None:
-    """Remove what is not to be kept.
+    """Remove what is not to be kept, once what is kept has been read.
 
     Raises:
-        UserError: A number makes no sense, or a job is writing there.
+        UserError: A number makes no sense, a job is writing there, or one that would be kept is damaged.
     """
     store, _ = _open(arguments.run_dir)
-    keep = store.retention
-    values = {}
-    for key, default in (("keep", keep.newest), ("keep_every", keep.every), ("keep_best", keep.best)):
-        given = getattr(arguments, key)
-        values[key] = default if given is None else given
-        least = 1 if key == "keep" else 0
-        if values[key] < least:
-            raise UserError(f"--{key.replace('_', '-')} = {given}: must be at least {least}")
-    store.retention = Retention(newest=values["keep"], every=values["keep_every"], best=values["keep_best"])
-    doomed = [path for path in map(store.path, store.steps()) if not store.kept()[int(path.name[5:])]]
-    doomed += store.aside() if arguments.aside else []
-    lock = None if arguments.dry_run else try_lock(arguments.run_dir / ".lock")
-    if lock is None and not arguments.dry_run:
-        raise UserError(
-            f"RUN_DIR = {arguments.run_dir}: a job is writing to it, which prunes it itself; wait for its end"
-        )
-    for path in doomed:
-        print(f"{'would remove' if arguments.dry_run else 'removing'} {path}")
-    if lock is not None:
-        store.prune()
-        for path in store.aside() if arguments.aside else []:
-            shutil.rmtree(path)
+    numbers = {}
+    for key, given, least, default in (
+        ("--keep", arguments.keep, 1, store.retention.newest),
+        ("--keep-every", arguments.keep_every, 0, store.retention.every),
+        ("--keep-best", arguments.keep_best, 0, store.retention.best),
+    ):
+        numbers[key] = default if given is None else given
+        if numbers[key] < least:
+            raise UserError(f"{key} = {given}: must be at least {least}")
+    store.retention = Retention(newest=numbers["--keep"], every=numbers["--keep-every"], best=numbers["--keep-best"])
+    lock = try_lock(arguments.run_dir / ".lock")
+    if lock is None:
+        raise UserError(f"RUN_DIR = {arguments.run_dir}: a job is writing to it, which prunes it itself; wait for it")
+    try:
+        kept = store.kept()
+        for step in (step for step, reason in kept.items() if reason):
+            try:
+                open_step(store, step).verify()
+            except DamagedError as error:
+                raise UserError(f"{error}; nothing was removed: move or remove {store.path(step)} first") from error
+        doomed = [store.path(step) for step, reason in kept.items() if not reason]
+        for path in [*doomed, *(store.aside() if arguments.aside else [])]:
+            print(f"{'would remove' if arguments.dry_run else 'removing'} {path}")
+            if not arguments.dry_run:
+                store.remove(path)
+    finally:
         lock.release()

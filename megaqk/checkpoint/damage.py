@@ -13,10 +13,18 @@ class DamagedError(UserError):
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading and parsing a file into a `DamagedError` that names it."""
+    """Turn what is missing or cannot be parsed of a file into a `DamagedError` that names it.
+
+    What a machine cannot read now (a stale handle, a bad disk, no permission) is a `UserError`: it says nothing of what
+    is there, and nothing newer may be given up for it.
+    """
     try:
         yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedError(f"{path}: damaged, it is not there ({error.strerror})") from error
     except OSError as error:
-        raise DamagedError(f"{path}: damaged, it cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); mend it, or move the checkpoint"
+        ) from error
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path}: damaged ({type(error).__name__}: {error})") from error

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
-from threading import Lock, local
+from threading import get_ident, local
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from megaqk.checkpoint.index import Piece
 
 
 class PieceFiles:
-    """Reads pieces; each thread has one buffer.
+    """Reads pieces; each thread has one buffer, and one file open, however many there are.
 
     Args:
         folder: The checkpoint.
@@ -23,15 +23,14 @@ class PieceFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: dict[str, int] = {}
-        self._lock = Lock()
+        self._open: dict[int, tuple[str, int]] = {}  # by thread
         self._local = local()
 
     def __enter__(self) -> "PieceFiles":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._open.values():
+        for _file, descriptor in self._open.values():
             os.close(descriptor)
 
     def read(self, file: str, piece: Piece, into: Tensor | None = None) -> Tensor:
@@ -70,7 +69,11 @@ class PieceFiles:
         return content
 
     def _descriptor(self, file: str) -> int:
-        with self._lock:
-            if file not in self._open:
-                self._open[file] = os.open(self._folder / file, os.O_RDONLY)
-            return self._open[file]
+        me = get_ident()
+        name, descriptor = self._open.get(me, ("", -1))
+        if name != file:
+            if self._open.pop(me, None):
+                os.close(descriptor)
+            descriptor = os.open(self._folder / file, os.O_RDONLY)
+            self._open[me] = file, descriptor
+        return descriptor

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from megaqk.checkpoint.damage import DamagedError, damage_named
 from megaqk.checkpoint.index import WEIGHT, Index, Piece, tensor_name
 from megaqk.checkpoint.piece_files import PieceFiles
 from megaqk.checkpoint.rank_file import header_of
-from megaqk.checkpoint.store import INDEX, read_manifest
+from megaqk.checkpoint.store import INDEX, CheckpointStore, read_manifest
 from megaqk.errors import UserError
 
 _THREADS = 4
@@ -48,7 +48,7 @@ class Checkpoint:
     """A complete checkpoint; opening it reads its manifest.
 
     Args:
-        path: Its folder, `step-<n>`.
+        path: Its folder, whatever it is called.
 
     Attributes:
         manifest: What was written beside the tensors.
@@ -57,9 +57,9 @@ class Checkpoint:
         UserError: It is damaged, or of another format.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest: dict[str, Any] = read_manifest(path)
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = read_manifest(self.path)
 
     @cached_property
     def index(self) -> Index:
@@ -143,17 +143,28 @@ class Checkpoint:
             if one.missing:
                 raise DamagedError(f"{self.path / INDEX}: damaged, {one.missing} elements of {one.tensor} are nowhere")
 
-    def verify(self, files: Iterable[str] | None = None) -> None:
-        """Hold every byte of some or all files against what was written.
+    def verify(self) -> None:
+        """Hold every byte of every file against what was written.
 
         Raises:
             DamagedError: For the first that differs.
         """
         with PieceFiles(self.path) as opened, ThreadPoolExecutor(_THREADS) as pool:
-            for name in self.index.files if files is None else files:
-                pieces = self.index.files[name]
+            for name, pieces in self.index.files.items():
                 header = header_of([(piece.tensor, piece.box) for piece in pieces])
                 if opened.bytes(name, 0, len(header)).tobytes() != header:
                     raise DamagedError(f"{self.path / name}: damaged, its header is not what was written")
                 for _ in pool.map(lambda piece, name=name: opened.read(name, piece).numel(), pieces):
                     pass
+
+
+def open_step(store: CheckpointStore, step: int) -> Checkpoint:
+    """The checkpoint of a step of a run.
+
+    Raises:
+        DamagedError: As `Checkpoint`, or another one's folder bears its name.
+    """
+    checkpoint = Checkpoint(store.path(step))
+    if (other := checkpoint.manifest["progress"]["step"]) != step:
+        raise DamagedError(f"{checkpoint.path}: damaged, it is of step {other}")
+    return checkpoint

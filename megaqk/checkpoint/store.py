@@ -7,9 +7,11 @@ behind, is set aside under another name, which no start takes.
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,12 @@ from megaqk.checkpoint.retention import Retention
 from megaqk.errors import UserError
 from megaqk.runtime.files import sync_directory, sync_file
 
+logger = logging.getLogger("megaqk")
+
 MANIFEST, INDEX = "manifest.json", "index.json"
 FORMAT = 2
 """Of what is written; 1 had DeepSpeed's own files."""
 PARTIAL, ASIDE = ".partial", ".aside"
-SECTIONS = ("progress", "config", "identity", "data", "state", "files")
-"""What a manifest holds, each a mapping, beside `format`, `valid_loss` and `index`, the SHA-256 of the index."""
 _DIGEST = "sha256"
 
 
@@ -50,8 +52,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 f"{path}: was written in format {manifest.get('format', 1)}, which this version does not read: it must "
                 f"be {FORMAT}; go on with the version that wrote it, or start another run.dir"
             )
-        if path.name != f"step-{manifest['progress']['step']}" and ASIDE not in path.name:
-            raise DamagedError(f"{path / MANIFEST}: damaged, it is of step {manifest['progress']['step']}")
     for name, size in manifest["files"].items():
         with damage_named(path / name):
             if (actual := (path / name).stat().st_size) != size:
@@ -81,7 +81,9 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a folder of their own, damaged ones included, oldest first."""
-        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("step-*") if entry.is_dir())
+        found = (
+            re.fullmatch(r"step-([1-9][0-9]*)", entry.name) for entry in self.folder.glob("step-*") if entry.is_dir()
+        )
         return sorted(int(match[1]) for match in found if match)
 
     def aside(self) -> list[Path]:
@@ -91,14 +93,14 @@ class CheckpointStore:
     def begin(self, step: int) -> None:
         """Make the folder that ranks write into, and remove what killed processes have left."""
         self.remove_partial()
-        self.partial(step).mkdir(parents=True)
+        self.partial(step).mkdir(parents=True, exist_ok=True)
 
     def commit(self, step: int, manifest: Mapping[str, Any], index: Index, sizes: Mapping[str, int]) -> None:
         """Turn the partial folder of a step into a checkpoint and remove those that are not to be kept.
 
         Args:
             step: The step.
-            manifest: Its `SECTIONS`, but for the files, and `valid_loss`.
+            manifest: The mappings `progress`, `config`, `identity`, `data` and `state`, and `valid_loss` or None.
             index: Where everything is.
             sizes: Bytes of each file of the ranks; they are on the disk.
 
@@ -127,23 +129,31 @@ class CheckpointStore:
         self.prune()
 
     def kept(self) -> dict[int, str]:
-        """Why each checkpoint is kept; empty for one that need not be."""
-        return self.retention.reasons({step: self._valid_loss(step) for step in self.steps()})
+        """Why each checkpoint is kept, empty for one that need not be; those that cannot be used are not among them."""
+        losses: dict[int, float | None] = {}
+        for step in self.steps():
+            with suppress(UserError):
+                losses[step] = read_manifest(self.path(step))["valid_loss"]
+        return self.retention.reasons(losses)
 
     def prune(self) -> None:
         """Remove the checkpoints that are not to be kept."""
         for step, reason in self.kept().items():
             if not reason:
-                # Renamed first: what a kill leaves of it then looks like any other partial folder.
-                old = self.folder / f"step-{step}.old{PARTIAL}"
-                self.path(step).rename(old)
-                shutil.rmtree(old)
+                self.remove(self.path(step))
 
-    def _valid_loss(self, step: int) -> float | None:
+    def remove(self, path: Path) -> None:
+        """Remove a checkpoint, or say that it cannot be: what is newer is none the worse for it."""
         try:
-            return json.loads((self.path(step) / MANIFEST).read_bytes())["valid_loss"]  # type: ignore[no-any-return]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            if path.suffix != PARTIAL:
+                # What a kill leaves of it then looks like any other partial folder.
+                path = path.rename(path.with_name(f"{path.name}.old{PARTIAL}"))
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            logger.warning("%s: could not be removed (%s)", path, error.strerror or error)
 
     def set_aside(self, step: int) -> Path:
         """Keep a checkpoint for whoever wants to look at it, under a name that no start takes; return its path."""
@@ -155,7 +165,4 @@ class CheckpointStore:
     def remove_partial(self) -> None:
         """Remove what killed processes left."""
         for entry in self.folder.glob(f"step-*{PARTIAL}"):
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            self.remove(entry)

@@ -135,7 +135,12 @@ class Config(Section):
 
         every, evaluated = self.checkpoint.every, self.evaluation.every
         self._require(
-            not self.checkpoint.keep_best or bool(self.evaluation.batches and evaluated and every % evaluated == 0),
+            not self.checkpoint.keep_best or self.evaluation.batches > 0,
+            "checkpoint.keep_best",
+            "must be 0 with evaluation.batches = 0",
+        )
+        self._require(
+            not self.checkpoint.keep_best or bool(evaluated and every % evaluated == 0),
             "checkpoint.keep_best",
             f"must be 0 unless checkpoint.every = {every} is a multiple of evaluation.every = {evaluated}",
         )

@@ -1,5 +1,6 @@
 """A resumed run of another length: its schedule and multiplier must not go back in silence."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from megaqk.model.parameters import ParameterInfo
 from megaqk.optim.groups import plan_groups
 from megaqk.optim.multipliers import Moment
 from megaqk.optim.rates import Rates
+
+logger = logging.getLogger("megaqk")
 
 ROUNDING = 1e-3
 """Relative change of a rate that is none."""
@@ -30,7 +33,7 @@ def check_length(stored: dict[str, Any], config: Config, moment: Moment, paramet
         UserError: In that case, unless `schedule.accept_jump`.
     """
     before = restore_config(stored)
-    if config.schedule.accept_jump or before.schedule_steps == config.schedule_steps:
+    if before.schedule_steps == config.schedule_steps:
         return
     # Not checked anew: its warm-up may be longer than the new length.
     schedule = before.schedule.model_copy(update={"steps": config.schedule_steps})
@@ -47,8 +50,14 @@ def check_length(stored: dict[str, Any], config: Config, moment: Moment, paramet
         more = f" (and {len(fallen) - 1} more)" if fallen[1:] else ""
         words += f" and the multiplier of {old.name}{more} from {old.multiplier:.4g} to {new.multiplier:.4g}"
     key = "training" if config.schedule.steps is None else "schedule"
-    raise UserError(
+    line = (
         f"{key}.steps = {config.schedule_steps}: takes {words} in step {moment.step + 1}, where the run had "
-        f"{before.schedule_steps} steps; keep schedule and multipliers with schedule.steps={before.schedule_steps}, or "
+        f"{before.schedule_steps} steps"
+    )
+    if config.schedule.accept_jump:
+        logger.warning("%s", line)
+        return
+    raise UserError(
+        f"{line}; keep schedule and multipliers with schedule.steps={before.schedule_steps}, or "
         "accept it with schedule.accept_jump=true"
     )

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megaqk.checkpoint.index import tensor_name
+from megaqk.checkpoint.index import WEIGHT, tensor_name
 from megaqk.checkpoint.reader import Checkpoint
 from megaqk.errors import UserError
 from megaqk.training.engine import TrainingEngine
-from megaqk.training.fragments import base_optimizer, fragments
-from megaqk.training.optimizer_state import STEP, expected_shapes, local_shape, scalars
+from megaqk.training.fragments import base_optimizer
+from megaqk.training.optimizer_state import STEP, expected_shapes, local_shape, named_fragments, scalars
 
 
 def audit_checkpoint(checkpoint: Checkpoint, engine: TrainingEngine) -> None:
@@ -25,7 +25,7 @@ def audit_checkpoint(checkpoint: Checkpoint, engine: TrainingEngine) -> None:
         tensor_name(kind, name)
         for name, info in engine.infos.items()
         if info.role.init == "vocabulary"
-        for kind in ("weight", *engine.owner_of(name).state)
+        for kind in (WEIGHT, *engine.owner_of(name).state)
     }
     for name in {**expected, **held}:
         was, now = held.get(name), expected.get(name)
@@ -54,8 +54,7 @@ def audit_loaded(engine: TrainingEngine, values: dict[str, Any]) -> None:
             group's counts are not `values`, those of the checkpoint.
     """
     optimizer = engine.engine.optimizer
-    names = {id(parameter): name for name, parameter in engine.parameters.items()}
-    held = [(names[id(one.parameter)], one) for one in fragments(optimizer) if id(one.parameter) in names]
+    held = list(named_fragments(engine))
     counts = dict.fromkeys(engine.parameters, 0)
     for name, fragment in held:
         counts[name] += fragment.end - fragment.first

@@ -27,9 +27,9 @@ class Fault:
         return f"{self.what}: back from step {self.at} to step {step}, samples {first} to {end - 1} are left out"
 
 
-def diverged(what: str, step: int) -> DivergedError:
+def diverged(what: str) -> DivergedError:
     """The end of a run that is lost, of which all ranks know."""
     return DivergedError(
-        f"{what} at step {step}: training diverged; the checkpoints before it are as they were. "
+        f"{what}: training diverged; the checkpoints before it are as they were. "
         "Lower optimizer.lr, lengthen schedule.warmup_steps or clip more with optimizer.grad_clip"
     )

@@ -32,21 +32,24 @@ class Part:
     local: Tensor
 
 
-def written_parts(engine: TrainingEngine) -> Iterator[Part]:
-    """What this rank writes: each element of the model and of the optimizer's state is written by one rank."""
+def named_fragments(engine: TrainingEngine) -> Iterator[tuple[str, Fragment]]:
+    """What this rank updates, with global names; placeholders have none."""
     names = {id(parameter): name for name, parameter in engine.parameters.items()}
     for fragment in fragments(engine.engine.optimizer):
-        if name := names.get(id(fragment.parameter)):  # which a placeholder has not
-            first, end = _share(fragment, name, engine)
-            yield from _parts(fragment, name, first, end, engine)
+        if name := names.get(id(fragment.parameter)):
+            yield name, fragment
+
+
+def written_parts(engine: TrainingEngine) -> Iterator[Part]:
+    """What this rank writes: each element of the model and of the optimizer's state is written by one rank."""
+    for name, fragment in named_fragments(engine):
+        yield from _parts(fragment, name, *_share(fragment, name, engine), engine)
 
 
 def held_parts(engine: TrainingEngine) -> Iterator[Part]:
     """What this rank must read: everything that its optimizer updates."""
-    names = {id(parameter): name for name, parameter in engine.parameters.items()}
-    for fragment in fragments(engine.engine.optimizer):
-        if name := names.get(id(fragment.parameter)):
-            yield from _parts(fragment, name, fragment.first, fragment.end, engine)
+    for name, fragment in named_fragments(engine):
+        yield from _parts(fragment, name, fragment.first, fragment.end, engine)
 
 
 def _share(fragment: Fragment, name: str, engine: TrainingEngine) -> tuple[int, int]:
@@ -67,11 +70,10 @@ def _share(fragment: Fragment, name: str, engine: TrainingEngine) -> tuple[int, 
 
 def elements_to_write(engine: TrainingEngine) -> int:
     """How many `written_parts` have together; known before the first step, which makes the optimizer's state."""
-    names, count = {id(parameter): name for name, parameter in engine.parameters.items()}, 0
-    for fragment in fragments(engine.engine.optimizer):
-        if name := names.get(id(fragment.parameter)):
-            first, end = _share(fragment, name, engine)
-            count += (end - first) * (1 + len(engine.owner_of(name).state))
+    count = 0
+    for name, fragment in named_fragments(engine):
+        first, end = _share(fragment, name, engine)
+        count += (end - first) * (1 + len(engine.owner_of(name).state))
     return count
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from megaqk.checkpoint.boxes import Box
 from megaqk.checkpoint.damage import DamagedError
-from megaqk.checkpoint.reader import Checkpoint, Wanted
+from megaqk.checkpoint.reader import Checkpoint, Wanted, open_step
 from megaqk.checkpoint.store import CheckpointStore
 from megaqk.data.identity import check_data_identity
 from megaqk.errors import AgreedError
@@ -28,13 +28,13 @@ class Loaded:
         progress: Where the run was.
         changes: The keys that have changed since, in words.
         state: What hooks and multipliers keep.
-        left_out: What is wrong with newer checkpoints, which have been set aside.
+        damaged: What is wrong with newer checkpoints, which have been set aside.
     """
 
     progress: Progress
     changes: list[str]
     state: dict[str, Any]
-    left_out: list[str]
+    damaged: list[str]
 
 
 def load_newest(
@@ -81,7 +81,7 @@ def load_newest(
             progress=Progress(**manifest["progress"]),
             changes=changed_keys(manifest["config"], config),
             state=manifest["state"],
-            left_out=[f"{text}; kept as {path.name}" for (_, text), path in zip(damaged, paths, strict=True)],
+            damaged=[f"{text}; kept as {path.name}" for (_, text), path in zip(damaged, paths, strict=True)],
         )
     if damaged or (aside and before is None):
         # Nothing is lost that way: who wants to start over says so by taking them away.
@@ -100,7 +100,7 @@ def _damage(
 ) -> str | None:
     """Load a checkpoint on this rank, into `opened` too, or say what of it is damaged."""
     try:
-        checkpoint = Checkpoint(store.path(step))
+        checkpoint = open_step(store, step)
         manifest = checkpoint.manifest
         check_compatible(manifest, config, identity(engine), checkpoint.path)
         check_data_identity(manifest["data"], data, manifest["progress"]["samples"])

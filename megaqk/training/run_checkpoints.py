@@ -1,6 +1,5 @@
 """The checkpoints of one run: where they are, what goes into one beside its tensors, and going on from one."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -50,13 +49,13 @@ class RunCheckpoints(CheckpointSaver):
         self.engine.world.first_does(set_aside)
         return self.load(before)
 
-    def save(self, progress: Progress, hooks: Mapping[str, dict[str, Any]], valid_loss: float) -> None:
+    def save(self, progress: Progress, hooks: Mapping[str, dict[str, Any]], valid_loss: float | None) -> None:
         """Begin to write a checkpoint, once the one before it is written.
 
         Args:
             progress: Where the run is.
             hooks: What hooks keep, by name.
-            valid_loss: Measured at this step; NaN if it has not been.
+            valid_loss: Measured at this step; None if it has not been.
         """
         self.begin(
             {
@@ -68,6 +67,6 @@ class RunCheckpoints(CheckpointSaver):
                     "hooks": {name: state for name, state in hooks.items() if state},
                     "multipliers": self.engine.rates.state(),
                 },
-                "valid_loss": valid_loss if math.isfinite(valid_loss) else None,
+                "valid_loss": valid_loss,
             }
         )

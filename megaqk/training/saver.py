@@ -14,6 +14,7 @@ from megaqk.errors import AgreedError, UserError
 from megaqk.parallel.world import World
 from megaqk.runtime.agreement import agreed
 from megaqk.runtime.device import copied, host_buffer
+from megaqk.runtime.pulse import Pulse
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.optimizer_state import elements_to_write, expected_shapes, loss_scale, scalars, written_parts
 
@@ -94,7 +95,7 @@ class CheckpointSaver:
             try:
                 yield
             except OSError as error:
-                raise UserError(f"{store.path(step)}: could not be saved ({error.strerror})") from error
+                raise UserError(f"{store.path(step)}: could not be saved ({error.strerror or error})") from error
 
         def write() -> Any:
             arrived()
@@ -138,9 +139,23 @@ class CheckpointSaver:
         if failure is not None:
             raise failure
 
-    def wait(self) -> None:
-        """Wait until the last checkpoint is written."""
+    def settle(self) -> None:
+        """Wait until the last checkpoint is written, or could not be."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    @contextmanager
+    def settling(self, pulse: Pulse) -> Iterator[None]:
+        """A block of steps; where all ranks end in it, what is being written, of a good step, is waited for."""
+        try:
+            yield
+        except AgreedError:
+            with pulse.busy():
+                self.settle()
+            raise
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written, and raise what has gone wrong with it."""
+        self.settle()
         self.poll()

@@ -143,13 +143,13 @@ class Trainer:
         self._batches = Prefetcher(lambda first: batches.read(first, count), world.device)
         self.checkpoint_wanted = False
         self.fault: Fault | None = None
-        self._validated = (0, math.nan)
+        self._valid_loss: float | None = None
         self.signals: dict[str, float] = {}
 
     def _take(self, loaded: Loaded) -> None:
         """Go on from a checkpoint, whose weights and optimizer state are there."""
-        for problem in loaded.left_out:
-            self.log.warning("left out %s", problem)
+        for problem in loaded.damaged:
+            self.log.warning("passed over %s", problem)
         self.progress = loaded.progress
         for hook in self.hooks:
             hook.load_state(loaded.state["hooks"].get(type(hook).__name__, {}))
@@ -187,7 +187,7 @@ class Trainer:
         gc.collect()
         gc.disable()
         with signals.held():
-            with self.pulse.steps():
+            with self.pulse.steps(), self._checkpoints.settling(self.pulse):
                 while self.progress.step < last:
                     self._take_step()
             gc.enable()
@@ -201,7 +201,7 @@ class Trainer:
         self.pulse.beat()
         stop = None if step.last else self._stop.after_step()
         if stop:
-            self.want_checkpoint()
+            self.checkpoint_wanted = True
         for hook in self.hooks:
             hook.step(self, step)
         # What made a step be skipped may lie in the model: only a step that is taken vouches for it.
@@ -237,7 +237,7 @@ class Trainer:
         last = after.step >= training.steps
         batches = self._batches.take(before.samples, None if last else after.next_batch(size))
         rates = self.engine.train_step(self.pulse.beats(batches), before, self.signals)
-        self.progress = replace(after, skipped=before.skipped + self.engine.skipped)
+        self.progress, self._valid_loss = replace(after, skipped=before.skipped + self.engine.skipped), None
         return Step(progress=self.progress, rates=rates, last=last)
 
     def checked_loss(self) -> float:
@@ -249,30 +249,25 @@ class Trainer:
         loss, norm = float(self.engine.loss()), self.engine.gradient_norm()
         if self.engine.skipped or (math.isfinite(loss) and math.isfinite(norm)):
             return loss
-        raise diverged(f"loss = {loss}, gradient norm = {norm}", self.progress.step)
+        raise diverged(f"loss = {loss}, gradient norm = {norm} at step {self.progress.step}")
 
     def record(self, record: Record) -> None:
         """Show a record to all hooks."""
-        if "valid_loss" in record:
-            self._validated = (record["step"], record["valid_loss"])
+        self._valid_loss = record.get("valid_loss", self._valid_loss)
         for hook in self.hooks:
             hook.record(self, record)
-
-    def want_checkpoint(self) -> None:
-        """Have a checkpoint written once all hooks have seen the step, or the next one that is not skipped."""
-        self.checkpoint_wanted = True
 
     def save(self) -> None:
         """Begin to write a checkpoint, never of a model that is lost, once the one before it is written."""
         self.checkpoint_wanted = False
-        if not math.isfinite(loss := self.checked_loss()):
-            raise diverged(f"loss = {loss}", self.progress.step)
+        for name, loss in (("loss", self.checked_loss()), ("validation loss", self._valid_loss)):
+            if loss is not None and not math.isfinite(loss):
+                raise diverged(f"{name} = {loss} at step {self.progress.step}")
         with self.speed.aside(), self.pulse.busy():
             for hook in self.hooks:
                 hook.saving(self)
             states = {type(hook).__name__: hook.state() for hook in self.hooks}
-            step, loss = self._validated
-            self._checkpoints.save(self.progress, states, loss if step == self.progress.step else math.nan)
+            self._checkpoints.save(self.progress, states, self._valid_loss)
 
     def _go_back(self, fault: Fault) -> None:
         """Go on from the newest checkpoint before a fault, without its samples."""
@@ -280,7 +275,7 @@ class Trainer:
             left_out = self.progress.left_out
             loaded = self._checkpoints.go_back(fault.before)
             if loaded is None:
-                raise diverged(f"{fault.what}, no checkpoint before it to go back to,", fault.at)
+                raise diverged(f"{fault.what}, and no checkpoint before it to go back to")
             self._take(loaded)
             self.progress = self.progress.without(*left_out, fault.samples)
             self.log.warning("%s", fault.told(self.progress.step))

@@ -1,6 +1,5 @@
 """Topologies that checkpoints are moved between, and what a rank does to move one."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +118,9 @@ def _losses(passage: Passage) -> list[float]:
     else:
         load(passage.source)
     checkpoints = RunCheckpoints(passage.target, engine, questions.DATA)
-    checkpoints.save(driver.at_step(AT), {}, math.nan)
+    checkpoints.save(driver.at_step(AT), {}, None)
     losses = train(AT, driver.STEPS)
-    checkpoints.save(driver.at_step(driver.STEPS), {}, math.nan)
+    checkpoints.save(driver.at_step(driver.STEPS), {}, None)
     checkpoints.wait()
     if passage.source is None:
         # Nothing of what came after is left in an engine that goes back.

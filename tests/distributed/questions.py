@@ -1,7 +1,6 @@
 """What tests ask of a training engine beyond its trace: what it resumes with, reads, and holds."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def save_engine(engine: Any, folder: str, step: int, *, skipped: int = 0) -> Non
     from megaqk.training.run_checkpoints import RunCheckpoints
 
     checkpoints = RunCheckpoints(Path(folder), engine, DATA)
-    checkpoints.save(dataclasses.replace(at_step(step), skipped=skipped), {}, math.nan)
+    checkpoints.save(dataclasses.replace(at_step(step), skipped=skipped), {}, None)
     checkpoints.wait()
 
 

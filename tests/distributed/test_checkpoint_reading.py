@@ -1,6 +1,5 @@
 """What a checkpoint takes: memory for a rank's own part alone, and nothing of DeepSpeed to read weights."""
 
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +39,7 @@ def memory_of(folder: Path, case: dict[str, Any], load: bool) -> tuple[int, int,
     else:
         engine.train_step(driver.micro_batches(engine, driver.batches()[0]), driver.at_step(0))
     loading, before = resident.peak_bytes() - before, resident.resident_bytes()
-    checkpoints.save(driver.at_step(1), {}, math.nan)
+    checkpoints.save(driver.at_step(1), {}, None)
     checkpoints.wait()
     return loading, resident.peak_bytes() - before, sum(4 * part.box.numel for part in held_parts(engine))
 
@@ -62,7 +61,7 @@ def saved_and_gathered(folder: Path, case: dict[str, Any]) -> dict[str, Tensor] 
 
     engine.train_step(driver.micro_batches(engine, driver.batches()[0]), driver.at_step(0))
     checkpoints = RunCheckpoints(folder, engine, questions.DATA)
-    checkpoints.save(driver.at_step(1), {}, math.nan)
+    checkpoints.save(driver.at_step(1), {}, None)
     checkpoints.wait()
     return gather_parameters(engine)
 

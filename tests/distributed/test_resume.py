@@ -206,7 +206,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
         stream.truncate(victim.stat().st_size // 2)
     statuses, output = rerun(finished, capfd)
     assert statuses == [0]
-    [said] = [line for line in lines_of_ours(output) if "left out" in line]
+    [said] = [line for line in lines_of_ours(output) if "passed over" in line]
     assert victim.name in said
     assert "bytes" in said
     assert f"kept as step-{STEPS}.aside" in said

@@ -11,6 +11,7 @@ import pytest
 
 from megaqk.checkpoint.reader import Checkpoint
 from tests.distributed import commands
+from tests.distributed.poison import Poison
 from tests.harness import run_distributed
 
 EVERY, BESIDE = 4, 2
@@ -48,7 +49,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, write_config:
         Checkpoint(path).verify()
 
 
-def run_slowly(argv: list[str], seconds: float) -> int:
+def run_slowly(argv: list[str], seconds: float, *more: Any) -> int:
     from megaqk.training import saver
 
     write = saver.write_rank_file
@@ -58,7 +59,7 @@ def run_slowly(argv: list[str], seconds: float) -> int:
         return write(*args)
 
     saver.write_rank_file = slow
-    return commands.run_command(argv)
+    return commands.run_with(argv, *more)
 
 
 def test_a_slow_disk_holds_up_the_next_save_and_says_so(
@@ -85,3 +86,11 @@ def test_the_best_and_every_fourth_are_kept(tmp_path: Path, write_config: Callab
     assert not {*best} & {4, 8, 10}, "they are there for their losses alone"
     kept = {int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert kept == {4, 8, 10, *best}
+
+
+def test_what_is_being_written_outlives_the_run(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    """The run diverges two steps after a save, while it is written."""
+    config = write_config(tmp_path, checkpoint={"every": EVERY}, faults={"skipped_steps": 1}, parallel={"tensor": 2})
+    arguments = (["pretrain", str(config)], 3.0, Poison([EVERY + BESIDE]))
+    assert run_distributed(run_slowly, 2, *arguments, init=False, timeout=100) == [76, 76]
+    Checkpoint(tmp_path / "run" / "checkpoints" / f"step-{EVERY}").verify()

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import os
 import sys
 import time
@@ -75,7 +74,7 @@ def measure_ours(engine: Any, folder: Path, number: int) -> dict[str, float]:
     checkpoints = RunCheckpoints(folder, engine, DATA)
     progress = Progress(step=number + 1, skipped=number)  # one step has been taken
     began = time.perf_counter()
-    checkpoints.save(progress, {}, math.nan)
+    checkpoints.save(progress, {}, None)
     stall = time.perf_counter() - began
     checkpoints.wait()
     save = time.perf_counter() - began

@@ -94,11 +94,9 @@ class FaultWatch(Hook):
         if action == "log":
             return
         if action == "stop":
-            raise diverged(what, run.progress.step)
+            raise diverged(what)
         if self._attempts == run.config.faults.attempts:
-            raise diverged(
-                f"{what}, having gone back {self._attempts} times without a new checkpoint", run.progress.step
-            )
+            raise diverged(f"{what}, having gone back {self._attempts} times without a new checkpoint")
         self._attempts, self._fault_at = self._attempts + 1, run.progress.step
         self._failures = self._failures + 1 if first == self._back_at + 1 else 0
         before = first

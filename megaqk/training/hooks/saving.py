@@ -9,4 +9,4 @@ class Saving(Hook):
     def step(self, run: Trainer, step: Step) -> None:
         """Ask for a checkpoint when it is due."""
         if step.due(run.config.checkpoint.every):
-            run.want_checkpoint()
+            run.checkpoint_wanted = True

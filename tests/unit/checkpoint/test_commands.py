@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from megaqk.checkpoint.reader import Checkpoint
 from megaqk.cli import main
 from megaqk.runtime.locks import try_lock
 from tests.unit.checkpoint.checkpoints import open_store, save
@@ -42,7 +43,7 @@ def test_list(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "3.0000" in first
     assert "tensor 2 x pipeline 1 of 2 ranks, ZeRO-1, bf16" in first
     assert [line[-1] for line in (first, third, fourth)] == ["best", "newest, every 20", "newest"]
-    assert "index.json: damaged, it cannot be read" in second[-1]
+    assert "index.json: damaged, it is not there" in second[-1]
     assert (aside[0], aside[-1]) == ("30.aside", "set aside")
 
 
@@ -53,7 +54,7 @@ def test_verify(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert "step 10: whole" in said.out
     assert "rank-00000.safetensors: damaged" in said.out
-    assert said.err.endswith("damaged: step 20\n")
+    assert said.err.endswith("step 20 cannot be used\n")
     assert main(["checkpoint", "verify", "--step", "40", str(run_dir)]) == 0
     assert main(["checkpoint", "verify", "--step", "41", str(run_dir)]) == 2
     assert "has no step 41; has [10, 20, 40, 50]" in capsys.readouterr().err
@@ -81,3 +82,36 @@ def test_prune(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoint", "list", str(tmp_path)]) == 2
     assert "has no folder checkpoints" in capsys.readouterr().err
+
+
+def test_prune_never_takes_the_last_whole_one(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(run_dir / "checkpoints")
+    damage(run_dir, 50)
+    words = ["checkpoint", "prune", "--keep", "1", "--keep-every", "0", "--keep-best", "0", str(run_dir)]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "step-50/rank-00000.safetensors: damaged" in said.err
+    assert "nothing was removed" in said.err
+    assert said.out == ""
+    assert store.steps() == [10, 20, 40, 50]
+    (store.path(50) / "manifest.json").write_text("")
+    assert main(words) == 0
+    assert store.steps() == [40, 50]
+
+
+def test_what_a_run_removes_meanwhile_is_not_damaged(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(run_dir / "checkpoints")
+    check = Checkpoint.verify
+
+    def late(self: Checkpoint) -> None:
+        if self.path.name == "step-20":
+            store.remove(self.path)
+        check(self)
+
+    monkeypatch.setattr(Checkpoint, "verify", late)
+    assert main(["checkpoint", "verify", str(run_dir)]) == 0
+    assert "step 20: removed meanwhile" in capsys.readouterr().out
+    monkeypatch.setattr(type(store), "kept", lambda _: {})
+    assert main(["checkpoint", "list", str(run_dir)]) == 0

@@ -1,6 +1,9 @@
 """Reading pieces back: any rectangle, checked, by this library's reader and by safetensors' own."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,6 @@ def test_a_flipped_bit_is_found(path: Path, at: int) -> None:
     checkpoint = Checkpoint(path)
     with pytest.raises(DamagedError, match=r"rank-00001.safetensors: damaged, .* not what was written"):
         checkpoint.verify()
-    checkpoint.verify(["rank-00000.safetensors"])
     assert torch.equal(checkpoint.weight("matrix"), MATRIX + STEP)  # which lies elsewhere
     if at == -1:
         with pytest.raises(DamagedError, match="what begins at byte"):
@@ -84,7 +86,7 @@ def test_a_missing_or_cut_file_is_found(path: Path) -> None:
     with pytest.raises(DamagedError, match=r"has .* bytes, but .* were written"):
         Checkpoint(path)
     victim.unlink()
-    with pytest.raises(DamagedError, match=r"rank-00001.safetensors: damaged, it cannot be read \(No such file"):
+    with pytest.raises(DamagedError, match=r"rank-00001.safetensors: damaged, it is not there"):
         checkpoint.weight("vector")
 
 
@@ -115,3 +117,30 @@ def test_what_pickles_is_never_opened(path: Path) -> None:
     assert manifest["files"]["rank-00001.safetensors"] != (path / "rank-00001.safetensors").stat().st_size
     with pytest.raises(DamagedError):
         Checkpoint(path)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_what_cannot_be_read_now_is_not_damaged(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A start that fails for it goes on from the same checkpoint later; it must not go back behind it."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    checkpoint = Checkpoint(path)
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(UserError, match=rf"safetensors: cannot be read \({os.strerror(number)}") as caught:
+        checkpoint.weight("matrix")
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_files_are_not_kept_open(path: Path) -> None:
+    checkpoint = Checkpoint(path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(50):
+        checkpoint.verify()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_under_another_name(path: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(path, tmp_path / "best")
+    assert torch.equal(Checkpoint(str(copy)).weight("vector"), VECTOR + STEP)

@@ -83,6 +83,10 @@ REFUSALS = [
         "checkpoint.keep_best = 1: must be 0 unless checkpoint.every = 10 is a multiple of evaluation.every = 4",
     ),
     (
+        "checkpoint: {keep_best: 1}\nevaluation: {batches: 0}",
+        "checkpoint.keep_best = 1: must be 0 with evaluation.batches = 0",
+    ),
+    (
         "qk_timing: {rules: [{hld: 1}]}",
         "qk_timing.rules[0].hld = 1: unknown key; did you mean qk_timing.rules[0].hold?",
     ),
