@@ -4,10 +4,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from megaqk.checkpoint.index import Index
+from megaqk.checkpoint.boxes import Box
+from megaqk.checkpoint.index import Index, Piece
 from megaqk.checkpoint.rank_file import file_name, write_rank_file
 from megaqk.checkpoint.store import CheckpointStore
 from megaqk.errors import AgreedError, UserError
@@ -84,52 +85,46 @@ class CheckpointSaver:
         )
         self._thread.start()
 
-    def _work(self, manifest: dict[str, Any], parts: list[Any], arrived: Callable[[], None]) -> None:
+    def _work(self, manifest: dict[str, Any], parts: list[tuple[str, Box]], arrived: Callable[[], None]) -> None:
+        """What the thread of each rank does; what goes wrong is for the main thread to tell."""
         step = manifest["progress"]["step"]
-        store, comm = self.store, self._comm
-        path = store.partial(step) / file_name(comm.rank)
-        data = self._buffer[: sum(box.numel for _, box in parts)]
-
-        @contextmanager
-        def named() -> Iterator[None]:
-            try:
-                yield
-            except OSError as error:
-                raise UserError(f"{store.path(step)}: could not be saved ({error.strerror or error})") from error
-
-        def write() -> Any:
-            arrived()
-            with named():
-                # Which rank 0 has made, but a network file system may not show yet.
-                path.parent.mkdir(parents=True, exist_ok=True)
-                return write_rank_file(path, parts, data), path.stat().st_size, manifest["state"]["optimizer"]
-
-        def begin() -> None:
-            with named():
-                store.begin(step)
-
-        def commit(written: list[Any]) -> None:
-            odd = next((rank for rank, (_, _, values) in enumerate(written) if values != written[0][2]), None)
-            assert odd is None, f"rank {odd} has taken other steps than rank 0"
-            index = Index(
-                expected_shapes(self.engine), {file_name(rank): pieces for rank, (pieces, _, _) in enumerate(written)}
-            )
-            sizes = {file_name(rank): size for rank, (_, size, _) in enumerate(written)}
-            with named():
-                store.commit(step, manifest, index, sizes)
-
-        def on_first(action: Callable[[], None]) -> None:
-            agreed(comm, lambda: action() if comm.rank == 0 else None, interruptible=False)
-
         try:
-            on_first(begin)
-            written = agreed(comm, write, interruptible=False)
-            on_first(lambda: commit(written))
-        except BaseException as error:  # the main thread tells
+            self._each_does(step, lambda: self.store.begin(step) if self._comm.rank == 0 else None)
+            arrived()
+            written = self._each_does(step, lambda: (self._write(step, parts), manifest["state"]["optimizer"]))
+            self._each_does(step, lambda: self._commit(manifest, written) if self._comm.rank == 0 else None)
+        except BaseException as error:
             self._failure = error
-            if comm.rank == 0:  # what a full disk has taken of it is of no use
-                with suppress(OSError):
-                    store.remove_partial()
+            if self._comm.rank == 0:  # what a full disk has taken of it is of no use
+                self.store.remove_partial()
+
+    def _each_does(self, step: int, action: Callable[[], _T]) -> list[_T]:
+        """Run an action on every rank, and give all of them all results or the first failure of a disk."""
+
+        def named() -> _T:
+            try:
+                return action()
+            except OSError as error:
+                raise UserError(f"{self.store.path(step)}: could not be saved ({error.strerror or error})") from error
+
+        return agreed(self._comm, named, interruptible=False)
+
+    def _write(self, step: int, parts: list[tuple[str, Box]]) -> tuple[tuple[Piece, ...], int]:
+        """Write this rank's file; its pieces and its size."""
+        path = self.store.partial(step) / file_name(self._comm.rank)
+        # Which rank 0 has made, but a network file system may not show yet.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pieces = write_rank_file(path, parts, self._buffer[: sum(box.numel for _, box in parts)])
+        return pieces, path.stat().st_size
+
+    def _commit(self, manifest: dict[str, Any], written: list[Any]) -> None:
+        """Make a checkpoint of what all ranks have written."""
+        odd = [rank for rank, (_, values) in enumerate(written) if values != written[0][1]]
+        assert not odd, f"rank {odd[0]} has taken other steps than rank 0"
+        files = {file_name(rank): file for rank, (file, _) in enumerate(written)}
+        index = Index(expected_shapes(self.engine), {name: pieces for name, (pieces, _) in files.items()})
+        sizes = {name: size for name, (_, size) in files.items()}
+        self.store.commit(manifest["progress"]["step"], manifest, index, sizes)
 
     def poll(self) -> None:
         """Raise what has gone wrong in the thread, if anything has."""
