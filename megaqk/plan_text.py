@@ -11,6 +11,7 @@ from megaqk.optim.multipliers import Moment
 from megaqk.optim.rates import Rates
 from megaqk.optim.timing import Timing
 from megaqk.parallel.world import World
+from megaqk.runtime.text_table import table
 from megaqk.training.zero_memory import HOST_PARTS, Memory
 
 RANKS_SHOWN = 16
@@ -148,20 +149,3 @@ def key_steps(config: Config, groups: Sequence[ParameterGroup]) -> list[int]:
         if isinstance(group.multiplier, Timing):
             steps.update(group.multiplier.key_steps())
     return sorted(step for step in steps if step <= last)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, the first to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:>{width}}" if number else f"{cell:<{width}}"
-            for cell, width, number in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _is_number(cell: str) -> bool:
-    return not cell or cell == "..." or cell[0].isdigit()

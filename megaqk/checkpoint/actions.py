@@ -10,6 +10,7 @@ from megaqk.checkpoint.retention import Retention
 from megaqk.checkpoint.store import CheckpointStore
 from megaqk.errors import UserError
 from megaqk.runtime.locks import try_lock
+from megaqk.runtime.text_table import table
 
 _TITLES = ("step", "tokens", "MiB", "valid loss", "written by", "")
 
@@ -46,9 +47,7 @@ def show(arguments: argparse.Namespace) -> None:
         validated, reason = "-" if loss is None else f"{loss:.4f}", reasons.get(step, "")
         rows.append((str(step), f"{progress['tokens']:,}", f"{size:,.1f}", validated, _writer(one.manifest), reason))
     rows += [(path.name.removeprefix("step-"), "-", "-", "-", "-", "set aside") for path in store.aside()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(table(rows))
 
 
 def _writer(manifest: dict[str, Any]) -> str:

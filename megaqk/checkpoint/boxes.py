@@ -18,6 +18,11 @@ class Box:
     first: tuple[int, ...]
     shape: tuple[int, ...]
 
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> "Box":
+        """All of a tensor of this shape."""
+        return cls((0,) * len(shape), shape)
+
     @property
     def numel(self) -> int:
         """Number of elements."""

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from megaqk.checkpoint.boxes import Box
@@ -70,7 +71,7 @@ class Index:
         Counted, as every element has one writer by construction; readers count again what they have copied.
         """
         sizes = {name: sum(piece.box.numel for _, piece in self.pieces.get(name, [])) for name in self.tensors}
-        return next((name for name, shape in self.tensors.items() if sizes[name] != Box((), shape).numel), None)
+        return next((name for name, shape in self.tensors.items() if sizes[name] != prod(shape)), None)
 
     def to_json(self) -> str:
         """As text: pieces as [number of the tensor, first index, shape, offset, sha256]."""

@@ -96,7 +96,7 @@ class Checkpoint:
             )
         shape = self.index.tensors[name]
         whole = torch.empty(shape)
-        self.read([Wanted(name, Box((0,) * len(shape), shape), whole)])
+        self.read([Wanted(name, Box.whole(shape), whole)])
         return whole
 
     def read(self, wanted: Sequence[Wanted]) -> None:
@@ -106,7 +106,8 @@ class Checkpoint:
         time are in memory.
 
         Raises:
-            DamagedError: A piece is not what was written, or a file cannot be read. Targets may have been written.
+            DamagedError: A piece is not what was written, or not there. Targets may have been written.
+            UserError: A file cannot be read now.
         """
         by_tensor: dict[str, list[Wanted]] = defaultdict(list)
         for one in wanted:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from megaqk.plan_text import table
 from megaqk.preflight.machines import Machine, nodes_of, places
+from megaqk.runtime.text_table import table
 
 PAIRS_SHOWN = 8
 """Of more pairs of nodes, the slowest are shown."""

@@ -120,5 +120,5 @@ def _wanted(checkpoint: Checkpoint, engine: TrainingEngine) -> Iterator[Wanted]:
     for part in held_parts(engine):
         shape = checkpoint.index.tensors[part.tensor]
         # Rows that pad the vocabulary, of which the other topology may have had fewer, are zero and stay so.
-        if (known := part.box.intersection(Box((0,) * len(shape), shape))) is not None:
+        if (known := part.box.intersection(Box.whole(shape))) is not None:
             yield Wanted(part.tensor, known, known.within(part.box, part.local.view(part.box.shape)))

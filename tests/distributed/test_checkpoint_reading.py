@@ -82,7 +82,7 @@ def test_one_process_reads_the_weights(tmp_path: Path) -> None:
     gathered = run_distributed(saved_and_gathered, 4, tmp_path, case, init=False)[0]
     folder, file = tmp_path / "checkpoints" / "step-1", tmp_path / "weights"
     subprocess.run([sys.executable, "-c", READER, str(folder), str(file)], check=True, timeout=60)
-    read = torch.load(file)
+    read = torch.load(file, weights_only=True)
     assert read.keys() == gathered.keys()
     for name, weight in gathered.items():
         assert torch.equal(read[name], weight), name

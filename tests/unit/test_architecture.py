@@ -21,7 +21,7 @@ ABOVE = {
     "corpus": {"errors", "config", "runtime", "data"},
     "optim": {"errors", "config", "runtime", "parallel", "model"},
     "training": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim"},
-    "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training", "plan_text"},
+    "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
 

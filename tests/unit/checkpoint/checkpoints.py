@@ -44,7 +44,7 @@ def write(store: CheckpointStore, step: int) -> tuple[Index, dict[str, int]]:
     files, sizes = {}, {}
     for rank, parts in enumerate(PARTS):
         whole = [(TENSORS[name] + step, box) for name, box in parts]
-        outer = [Box((0,) * tensor.dim(), tuple(tensor.shape)) for tensor, _ in whole]
+        outer = [Box.whole(tuple(tensor.shape)) for tensor, _ in whole]
         pieces = [box.within(out, tensor).flatten() for (tensor, box), out in zip(whole, outer, strict=True)]
         path = store.partial(step) / file_name(rank)
         files[path.name] = write_rank_file(path, parts, torch.cat(pieces))

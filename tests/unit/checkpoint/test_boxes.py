@@ -9,8 +9,8 @@ from megaqk.checkpoint.boxes import Box, boxes_of_range
 @pytest.mark.parametrize("shape", [(11,), (5, 7), (7, 1), (1, 9)])
 @pytest.mark.parametrize("at_most", [1, 8, 14, 1000])
 def test_boxes_are_the_range_in_order(shape: tuple[int, ...], at_most: int) -> None:
-    whole = torch.arange(Box((), shape).numel).view(shape)
-    outer = Box((0,) * len(shape), shape)
+    whole = torch.arange(Box.whole(shape).numel).view(shape)
+    outer = Box.whole(shape)
     for first in range(whole.numel()):
         for end in range(first + 1, whole.numel() + 1):
             boxes = boxes_of_range(shape, first, end, at_most=at_most)

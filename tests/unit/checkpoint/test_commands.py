@@ -37,7 +37,7 @@ def test_list(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run_dir / "checkpoints" / "step-20" / "index.json").unlink()
     assert main(["checkpoint", "list", str(run_dir)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    titles, first, second, third, fourth, aside = [re.split("  +", line) for line in lines]
+    titles, first, second, third, fourth, aside = [re.split("  +", line.strip()) for line in lines]
     assert titles[0] == "step"
     assert first[0] == "10"
     assert "3.0000" in first

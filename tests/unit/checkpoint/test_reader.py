@@ -58,7 +58,7 @@ def test_safetensors_reads_the_files(path: Path) -> None:
             ]
             assert list(file.keys()) == sorted(names)
             for (tensor, box), name in zip(parts, names, strict=True):
-                outer = Box((0,) * TENSORS[tensor].dim(), tuple(TENSORS[tensor].shape))
+                outer = Box.whole(tuple(TENSORS[tensor].shape))
                 assert torch.equal(file.get_tensor(name), box.within(outer, TENSORS[tensor]) + STEP)
 
 
