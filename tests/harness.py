@@ -265,12 +265,22 @@ def _wait_or_abort(process: "subprocess.Popen[str]", timeout: float) -> bool:
         process.wait(timeout)
     except subprocess.TimeoutExpired:
         children = psutil.Process(process.pid).children(recursive=True)
+        # One after the other, as they share a stream; and torchrun, which ends the others once one has died, waits.
+        process.send_signal(signal.SIGSTOP)
         for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.send_signal(signal.SIGABRT)
-        psutil.wait_procs(children, timeout=2 * DUMP_SECONDS)
+            _abort(child)
+        process.send_signal(signal.SIGCONT)
         return True
     return False
+
+
+def _abort(process: psutil.Process) -> None:
+    """Have a process print its stack and die, and wait until it has."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGABRT)
+        deadline = time.monotonic() + 2 * DUMP_SECONDS
+        while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def _kill_tree(process: "subprocess.Popen[str]") -> None:
