@@ -101,9 +101,8 @@ class Runner:
         with written_whole(wanted) as beside:
             beside.write_text(dump_config(run.config))
         processes = self._study.processes
-        return self._process(
-            run, ["pretrain", str(wanted), *(["--processes", str(processes)] if processes > 1 else [])], gpus
-        )
+        several = ["--processes", str(processes)] if processes > 1 else []
+        return self._process(run, ["pretrain", str(wanted), *several], gpus)
 
     def _process(self, run: Run, command: Sequence[str], gpus: Sequence[str]) -> int:
         # One thread a process unless the environment says more: several runs share the cores.

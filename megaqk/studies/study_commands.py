@@ -76,9 +76,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     fitting = max((len(gpus) or available_cores()) // study.processes, 1)
     jobs = fitting if arguments.jobs is None else arguments.jobs
     if jobs < 1 or (gpus and jobs > fitting):
-        raise UserError(
-            f"--jobs = {jobs}: must be from 1 to {fitting}" if gpus else f"--jobs = {jobs}: must be at least 1"
-        )
+        raise UserError(f"--jobs = {jobs}: must be {f'from 1 to {fitting}' if gpus else 'at least 1'}")
     study.keep(_command(arguments))
     return Runner(study, jobs, gpus).run(runs)
 
