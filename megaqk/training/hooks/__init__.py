@@ -5,8 +5,8 @@ from megaqk.training.hooks.curves import Curves
 from megaqk.training.hooks.display import Display
 from megaqk.training.hooks.evaluation import Evaluation
 from megaqk.training.hooks.fault_watch import FaultWatch
+from megaqk.training.hooks.head_scaling import QkClip
 from megaqk.training.hooks.logging import StepRecords
-from megaqk.training.hooks.qk_clip import QkClip
 from megaqk.training.hooks.recording import Recording
 from megaqk.training.hooks.result import ResultFile
 from megaqk.training.hooks.saving import Saving
