@@ -106,7 +106,9 @@ def plain_run(path: Path) -> Expected:
     )
     heads, width = config.model.num_heads, config.model.head_size
     shared = heads // config.model.kv_heads
-    losses, maxima, scaled = [], [], []
+    losses: list[float] = []
+    maxima: list[Tensor] = []
+    scaled: list[dict[str, float]] = []
     for step in range(STEPS):
         samples = torch.from_numpy(splits.train.read(np.arange(step * BATCH, (step + 1) * BATCH)))
         inputs, labels = samples[:, :-1], samples[:, 1:]
