@@ -20,7 +20,8 @@ ABOVE = {
     "model": {"errors", "config", "runtime", "parallel"},
     "corpus": {"errors", "config", "runtime", "data"},
     "optim": {"errors", "config", "runtime", "parallel", "model"},
-    "training": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim"},
+    "probing": {"errors", "config", "runtime", "model"},
+    "training": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
