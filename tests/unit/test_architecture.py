@@ -21,7 +21,9 @@ ABOVE = {
     "corpus": {"errors", "config", "runtime", "data"},
     "optim": {"errors", "config", "runtime", "parallel", "model"},
     "probing": {"errors", "config", "runtime", "model"},
-    "training": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"},
+    "training": {
+        *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
+    },
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
