@@ -19,7 +19,12 @@ STUDY: dict[str, Any] = {
     "comparisons": [["timed", "plain"]],
     "sizes": {
         "small": {},
-        "large": {"seeds": [1], "processes": 4, "config": {"model": {"num_layers": 4}, "optimizer": {"lr": 2e-3}}},
+        "large": {
+            "seeds": [1],
+            "processes": 4,
+            "config": {"model": {"num_layers": 4}, "optimizer": {"lr": 2e-3}},
+            "arms": {"timed": {"optimizer": {"eps": 1e-6}}},
+        },
     },
 }
 
@@ -36,6 +41,7 @@ def test_arms_are_laid_over_the_size_over_the_base(tmp_path: Path) -> None:
         ("plain", 1, 4, 2e-3),
         ("timed", 1, 4, 3e-3),
     ]
+    assert [run.config.optimizer.eps for run in study.runs] == [1e-8, 1e-6]
     assert study.processes == 4
     assert study.runs[1].folder == tmp_path / "out" / "timed" / "seed-1"
 
@@ -65,6 +71,7 @@ def test_overrides_are_for_all_runs(tmp_path: Path) -> None:
         ({"seeds": []}, r"seeds = \[\]: must have at least 1 entry"),
         ({"seeds": [1, 1]}, "seeds = .*: must name a seed once"),
         ({"comparisons": [["timed", "plane"]]}, r"comparisons\[0\] = plane: must be an arm: plain, timed"),
+        ({"sizes": {"small": {"arms": {"tined": {}}}}}, "sizes.small.arms = tined: must be an arm: plain, timed"),
         ({"arms": {"a/b": {}}, "comparisons": []}, "arms = a/b: must be a name of letters, digits"),
         ({"arms": {"one": {}, "two": {}}, "comparisons": []}, "arms one and two are the same configuration"),
         (
