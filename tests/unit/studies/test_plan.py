@@ -19,12 +19,7 @@ STUDY: dict[str, Any] = {
     "comparisons": [["timed", "plain"]],
     "sizes": {
         "small": {},
-        "large": {
-            "seeds": [1],
-            "processes": 4,
-            "config": {"model": {"num_layers": 4}, "optimizer": {"lr": 2e-3}},
-            "arms": {"timed": {"optimizer": {"eps": 1e-6}}},
-        },
+        "large": {"seeds": [1], "processes": 4, "config": {"model": {"num_layers": 4}, "optimizer": {"lr": 2e-3}}},
     },
 }
 
@@ -41,9 +36,14 @@ def test_arms_are_laid_over_the_size_over_the_base(tmp_path: Path) -> None:
         ("plain", 1, 4, 2e-3),
         ("timed", 1, 4, 3e-3),
     ]
-    assert [run.config.optimizer.eps for run in study.runs] == [1e-8, 1e-6]
     assert study.processes == 4
     assert study.runs[1].folder == tmp_path / "out" / "timed" / "seed-1"
+
+
+def test_what_a_size_says_of_an_arm_is_laid_over_it(tmp_path: Path) -> None:
+    runs = load(tmp_path, sizes={"small": {"arms": {"timed": {"optimizer": {"lr": 5e-3}}}}}).runs[:2]
+    assert [(run.arm, run.config.optimizer.lr) for run in runs] == [("plain", 1e-3), ("timed", 5e-3)]
+    assert runs[1].config.qk_timing.enabled
 
 
 def test_every_arm_has_every_seed_and_seeds_come_one_by_one(tmp_path: Path) -> None:
