@@ -72,7 +72,7 @@ def _draw(rows: Sequence[Sequence[float]], edges: Sequence[float], title: str, a
     # Half a second to import, and only rank 0 draws.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.0, 4.0))
     axes = figure.subplots()
     mesh = axes.pcolormesh(edges, range(len(rows) + 1), rows)
     axes.set(title=title, xlabel=across, ylabel=up)
