@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.distributed import commands, driver
 from tests.distributed.heavy_ball import HeavyBallOwner
 from tests.distributed.poison import Poison
 from tests.distributed.probe_reference import expected, run_keeping
-from tests.harness import DistributedError, run_distributed
+from tests.harness import run_distributed
 
 GPT: dict[str, Any] = {"preset": "gpt"}
 LLAMA: dict[str, Any] = {"preset": "llama", "num_kv_heads": 2, "qk_norm": True}
@@ -98,9 +99,9 @@ def test_a_resumed_run_has_each_probe_once(tmp_path: Path, write_config: Callabl
         for name in ("whole", "broken")
     )
     run(whole)
-    with pytest.raises(DistributedError):
-        run_distributed(commands.run_killed_at_step, 1, broken, 5, init=False, timeout=100)
-    assert [record["step"] for record in read(tmp_path / "broken" / "run")] == [0, 2, 4]
+    run([*broken, "training.steps=5", "schedule.steps=14"])
+    assert [record["step"] for record in read(tmp_path / "broken" / "run")] == [0, 2, 4, 5]
+    shutil.rmtree(tmp_path / "broken" / "run" / "checkpoints" / "step-5")
     run(broken)  # from step 3 on
     records = read(tmp_path / "whole" / "run")
     assert [record["step"] for record in records] == list(range(0, 15, 2))
@@ -121,7 +122,7 @@ def test_a_resumed_run_has_each_probe_once(tmp_path: Path, write_config: Callabl
         assert (ratio.step, ratio.value) == (14, pytest.approx(records[-1]["update_ratio"]["ffn_in"][0], rel=1e-6))
         for tag in ("attention_write_energy/layer_by_step", "attention_entropy/head_by_layer"):
             pictures = reader.Images(f"probes/{tag}")
-            assert [picture.step for picture in pictures] == [2, 4, 8, 14]
+            assert [picture.step for picture in pictures] == [8, 14]
             assert imread(io.BytesIO(pictures[-1].encoded_image_string)).shape[:2] == (
                 pictures[-1].height,
                 pictures[-1].width,
@@ -184,3 +185,38 @@ def test_the_watch_sees_what_each_of_deepspeeds_optimizers_steps(name: str) -> N
         for norm, seen in norms:
             assert norm > driver.CLIP
             assert seen == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("parallel", [{"tensor": 2, "zero_stage": 0}, {"data": 2, "zero_stage": 3}], ids=str)
+def test_a_probe_copies_to_the_host_once_and_waits_for_nothing_else(parallel: dict[str, Any]) -> None:
+    case = driver.settings(GPT, **parallel)
+    for record, waits in run_distributed(waiting, driver.world_size(case, parallel.get("data", 1)), case, init=False):
+        assert (record is None) == (waits == [])
+        assert len(waits) <= 1
+
+
+def waiting(case: dict[str, Any]) -> tuple[dict[str, Any] | None, list[Any]]:
+    """The record of a probe on a device that is not the CPU, and what waited for the device in it."""
+    from tests import pretend
+
+    pretend.install()
+    engine = driver.start_engine(case)
+    from megaqk.runtime.pulse import Pulse
+    from megaqk.training.probe_measurement import measure
+    from megaqk.training.step_watch import StepWatch
+
+    watch = StepWatch(engine)
+    watch.arm()
+    batches = list(driver.micro_batches(engine, driver.batches()[0]))
+    del pretend.waits[:]
+    engine.train_step(iter(batches), driver.at_step(0))
+    in_step = [wait for wait in pretend.waits if "step_watch" in wait[1]]
+    watch.disarm()
+    engine.loss()
+    del pretend.waits[:]
+    copies = []
+    cpu = torch.Tensor.cpu
+    torch.Tensor.cpu = lambda self: copies.append(self.numel()) or cpu(self)  # type: ignore[method-assign]
+    record = measure(engine, batches, watch, Pulse())
+    torch.Tensor.cpu = cpu  # type: ignore[method-assign]
+    return record, [*in_step, *(wait for wait in pretend.waits if "megaqk" in wait[1]), *copies]

@@ -43,8 +43,7 @@ class Probing(Hook):
         if step.last or now % every == 0:
             self._watch.disarm()
             self._measure(run, None if run.engine.skipped else self._watch)
-            # Ever more rarely: what is drawn grows, and a long run is not to draw all the time.
-            if self._writer is not None and (step.last or (now // every).bit_count() == 1):
+            if self._writer is not None and (step.last or _draws_after(now // every)):
                 with run.speed.aside():
                     self._writer.draw()
         if not step.last:
@@ -91,3 +90,8 @@ class Probing(Hook):
             self._watch.disarm()
         if self._writer is not None:
             self._writer.close()
+
+
+def _draws_after(probes: int) -> bool:
+    """Whether there are pictures after so many probes: ever more rarely, since each has all that came before."""
+    return probes >= 4 and probes.bit_count() == 1
