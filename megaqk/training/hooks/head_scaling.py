@@ -15,9 +15,6 @@ from megaqk.training.fragments import publish
 from megaqk.training.optimizer_state import local_shape, named_fragments
 from megaqk.training.trainer import Hook, Step, Trainer
 
-Factors = dict[str, list[list[float]]]
-"""What query and key weights are multiplied by: layers x heads of the whole model."""
-
 
 def shrink_factors(maxima: Tensor, threshold: float, kv_heads: int) -> tuple[Tensor, Tensor]:
     """What the weights of each head are multiplied by so that its logits shrink by its gamma.
@@ -97,7 +94,7 @@ class QkClip(Hook):
 @torch.no_grad()
 def _scale(engine: TrainingEngine, query: Tensor, key: Tensor) -> None:
     """Multiply the heads' rows in the optimizer's masters, and give the model the result; every rank must call it."""
-    by_projection: Factors = {"query": query.tolist(), "key": key.tolist()}
+    by_projection: dict[str, list[list[float]]] = {"query": query.tolist(), "key": key.tolist()}
     tp = engine.world.tp
     for name, fragment in named_fragments(engine):
         role = engine.infos[name].role
