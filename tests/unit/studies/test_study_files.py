@@ -153,7 +153,7 @@ def test_what_depends_on_the_size(size: str) -> None:
     found = arms("rivals", size)
     config = found["long-warmup"].config
     assert config.schedule.warmup_steps == round(0.2 * config.training.steps)
-    assert found["qk-clip"].config.qk_clip.threshold == {"cpu": 10.0, "gpu": 30.0, "cluster": 100.0}[size]
+    assert found["qk-clip"].config.qk_clip.threshold == {"cpu": 5.0, "gpu": 30.0, "cluster": 100.0}[size]
     tokens = config.training.steps * config.training.tokens_per_step
     if size != "cpu":
         assert tokens / parameters(found["baseline"]) == pytest.approx(20, rel=0.02)
