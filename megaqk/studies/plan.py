@@ -109,6 +109,7 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
     for seed in chosen.seeds or spec.seeds:
         for arm, changes in spec.arms.items():
             plain = laid_over(laid_over(spec.base, chosen.config), changes)
+            plain = laid_over(plain, chosen.arms.get(arm, {}))
             own = {"run": {"dir": str(folder / arm / f"seed-{seed}")}, "training": {"seed": seed}}
             try:
                 for override in overrides:

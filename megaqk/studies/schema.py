@@ -13,6 +13,7 @@ class SizeConfig(Section):
     seeds: tuple[int, ...] | None = Field(None, strict=False, min_length=1, description="Instead of the study's own.")
     processes: int = Field(1, ge=1, description="Of one run.")
     config: dict[str, Any] = Field({}, description="Laid over the base, under the arms.")
+    arms: dict[str, dict[str, Any]] = Field({}, description="By name, what is laid over an arm at this size.")
 
 
 class StudyConfig(Section):
@@ -39,6 +40,10 @@ class StudyConfig(Section):
             for arm in pair:
                 if arm not in self.arms:
                     raise refusal(f"comparisons[{index}]", arm, f"must be an arm: {', '.join(self.arms)}")
+        for name, size in self.sizes.items():
+            for arm in size.arms:
+                if arm not in self.arms:
+                    raise refusal(f"sizes.{name}.arms", arm, f"must be an arm: {', '.join(self.arms)}")
         for name, seeds in (
             ("seeds", self.seeds),
             *((f"sizes.{key}.seeds", size.seeds) for key, size in self.sizes.items()),

@@ -40,6 +40,12 @@ def test_arms_are_laid_over_the_size_over_the_base(tmp_path: Path) -> None:
     assert study.runs[1].folder == tmp_path / "out" / "timed" / "seed-1"
 
 
+def test_what_a_size_says_of_an_arm_is_laid_over_it(tmp_path: Path) -> None:
+    runs = load(tmp_path, sizes={"small": {"arms": {"timed": {"optimizer": {"lr": 5e-3}}}}}).runs[:2]
+    assert [(run.arm, run.config.optimizer.lr) for run in runs] == [("plain", 1e-3), ("timed", 5e-3)]
+    assert runs[1].config.qk_timing.enabled
+
+
 def test_every_arm_has_every_seed_and_seeds_come_one_by_one(tmp_path: Path) -> None:
     runs = load(tmp_path).runs
     assert [run.name for run in runs] == ["plain/seed-7", "timed/seed-7", "plain/seed-3", "timed/seed-3"]
@@ -65,6 +71,7 @@ def test_overrides_are_for_all_runs(tmp_path: Path) -> None:
         ({"seeds": []}, r"seeds = \[\]: must have at least 1 entry"),
         ({"seeds": [1, 1]}, "seeds = .*: must name a seed once"),
         ({"comparisons": [["timed", "plane"]]}, r"comparisons\[0\] = plane: must be an arm: plain, timed"),
+        ({"sizes": {"small": {"arms": {"tined": {}}}}}, "sizes.small.arms = tined: must be an arm: plain, timed"),
         ({"arms": {"a/b": {}}, "comparisons": []}, "arms = a/b: must be a name of letters, digits"),
         ({"arms": {"one": {}, "two": {}}, "comparisons": []}, "arms one and two are the same configuration"),
         (
