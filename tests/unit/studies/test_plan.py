@@ -108,7 +108,7 @@ def test_a_study_lies_over_what_it_extends(tmp_path: Path) -> None:
     plain = load_study(path, "small").runs[0].config
     assert (plain.optimizer.lr, plain.model.num_layers) == (0.5, 2)
     path.write_text(format_yaml({**own, "extends": "nowhere.yaml"}))
-    with pytest.raises(UserError, match="nowhere.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
         load_study(path, "small")
 
 
