@@ -1,0 +1,1 @@
+"""Studies: arms x seeds of one configuration, run and reported."""
