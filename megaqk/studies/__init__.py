@@ -1,1 +1,1 @@
-"""Studies: arms x seeds of one configuration, run and reported."""
+"""Controlled studies: arms by seeds, run and reported."""

@@ -22,6 +22,7 @@ ABOVE = {
     "optim": {"errors", "config", "runtime", "parallel", "model"},
     "training": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
+    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
 
