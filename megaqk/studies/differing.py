@@ -11,7 +11,7 @@ _ABSENT = object()
 
 
 def differing_keys(study: StudyRuns) -> dict[str, dict[str, Any]]:
-    """Configuration keys in which arms differ, with the value of each arm; a key that an arm lacks is left out there."""
+    """Configuration keys in which arms differ, with the value of each arm that has the key."""
     arms = {run.arm: run.config for run in reversed(study.runs) if run.config}
     keys = dict.fromkeys(key for arm in study.arms for key in arms.get(arm, {}))
     return {

@@ -53,9 +53,7 @@ def draw_plot(plot: Plot, look: Mapping[str, Look]) -> "Figure":
         axes.set_xlabel(plot.x)
     for axes in figure.axes[len(plot.panels) :]:
         axes.remove()
-    handles = {
-        name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    handles = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(
         [handles[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 3), fontsize=8
     )
@@ -75,7 +73,7 @@ def draw_differences(differences: Mapping[str, Difference], look: Mapping[str, L
         for interval, width in ((one.simultaneous_interval, 1.2), (one.t_interval, 3.6)):
             if interval:
                 axes.plot(interval, [row, row], color=colour, linewidth=width, solid_capstyle="butt")
-        axes.plot([one.mean], [row], "D", color=colour, markeredgecolor="white", markersize=6)
+        axes.plot([one.mean or 0.0], [row], "D", color=colour, markeredgecolor="white", markersize=6)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(known)), list(known))
     axes.set_ylim(len(known) - 0.5, -0.5)
@@ -110,10 +108,7 @@ def _draw_panel(axes: "Axes", panel: Panel, look: Mapping[str, Look]) -> None:
         axes.plot(band.x, band.mean, style, color=colour, label=name, linewidth=1.4, marker=marker, markersize=3)
         axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
     late = [
-        high
-        for band in panel.bands.values()
-        for x, high in zip(band.x, band.high, strict=True)
-        if x >= band.x[-1] / 10
+        high for band in panel.bands.values() for x, high in zip(band.x, band.high, strict=True) if x >= band.x[-1] / 10
     ]
     if panel.zoomed and len(set(late)) > 1:
         low = min(min(band.low) for band in panel.bands.values())

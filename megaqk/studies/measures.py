@@ -1,14 +1,13 @@
 """One number a run: what tables and paired differences are made of."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from megaqk.studies.study_runs import Run
-
-HALVES = ("lower", "upper")
-"""Layers below L/2, and from there on: the same for all arms, whatever layers their rules are for."""
+from megaqk.studies.common_timing import timing_values
+from megaqk.studies.halves import HALVES, analysis_curve, mean_of, numbers_in, pathwise_curve, probe_curve
+from megaqk.studies.study_runs import Run, StudyRuns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,53 +29,6 @@ class Measure:
     form: str = ".4f"
 
 
-def half_mean(by_layer: Sequence[Any], half: str) -> float | None:
-    """The mean over a half of the layers, and over heads where there are any; what is null is left out.
-
-    Args:
-        by_layer: (layers,) or (layers, heads).
-        half: One of `HALVES`.
-    """
-    middle = (len(by_layer) + 1) // 2
-    return mean_of(by_layer[middle:] if half == "upper" else by_layer[:middle])
-
-
-def mean_of(values: Any) -> float | None:
-    """The mean over every number in nested lists."""
-    numbers = list(_numbers(values))
-    return math.fsum(numbers) / len(numbers) if numbers else None
-
-
-def probe_curve(run: Run, name: str, half: str) -> dict[int, float]:
-    """A probe's mean over half of the layers, by tokens."""
-    points = ((record["tokens"], half_mean(record.get(name) or [], half)) for record in run.probes)
-    return {tokens: value for tokens, value in points if value is not None}
-
-
-def analysis_curve(run: Run, name: str, half: str) -> dict[int, float]:
-    """The same of a quantity by checkpoint."""
-    analysis = run.analysis or {}
-    points = zip(analysis.get("tokens", []), analysis.get(name, []), strict=False)
-    means = ((tokens, half_mean(values or [], half)) for tokens, values in points)
-    return {tokens: value for tokens, value in means if value is not None}
-
-
-def pathwise_curve(run: Run, name: str, half: str) -> dict[int, float]:
-    """The same of a quantity between two checkpoints, at the later one's tokens."""
-    analysis = run.analysis or {}
-    tokens = dict(zip(analysis.get("steps", []), analysis.get("tokens", []), strict=False))
-    means = ((tokens[part["to"]], half_mean(part.get(name) or [], half)) for part in analysis.get("pathwise", []))
-    return {at: value for at, value in means if value is not None}
-
-
-def _numbers(values: Any) -> Iterator[float]:
-    if isinstance(values, list | tuple):
-        for value in values:
-            yield from _numbers(value)
-    elif values is not None:
-        yield values
-
-
 def _loss(run: Run) -> float | None:
     return run.loss
 
@@ -90,11 +42,7 @@ def _over_probes(name: str, half: str) -> Callable[[Run], float | None]:
 
 
 def _timing(name: str) -> Callable[[Run], float | None]:
-    def value(run: Run) -> float | None:
-        timing: Mapping[str, float | None] = (run.analysis or {}).get("timing_index") or {}
-        return timing.get(name)
-
-    return value
+    return lambda run: (run.analysis or {}).get("timing_index", {}).get(name)
 
 
 def _total(name: str, half: str) -> Callable[[Run], float | None]:
@@ -109,7 +57,30 @@ def _last_reliance(half: str) -> Callable[[Run], float | None]:
     return lambda run: next(reversed(analysis_curve(run, "reliance_layer", half).values()), None)
 
 
-def _measures() -> Iterator[Measure]:
+def _early_heads(early: bool) -> Callable[[Run], float | None]:
+    """Reliance at the end on the upper heads that were sharp early, or on the others.
+
+    Early are those at least as sharp as the median of the upper heads, at the last checkpoint in the first quarter.
+    """
+
+    def value(run: Run) -> float | None:
+        analysis = run.analysis or {}
+        if not analysis.get("reliance_head"):
+            return None
+        tokens = analysis["tokens"]
+        at = max((index for index, count in enumerate(tokens) if count <= tokens[-1] / 4), default=0)
+        middle = (analysis["num_layers"] + 1) // 2
+        entropies = list(numbers_in(analysis["attention_entropy"][at][middle:]))
+        reliance = list(numbers_in(analysis["reliance_head"][-1][middle:]))
+        bound = statistics.median(entropies)
+        pairs = zip(entropies, reliance, strict=True)
+        return mean_of([rise for entropy, rise in pairs if (entropy <= bound) == early])
+
+    return value
+
+
+def measures_of(study: StudyRuns) -> Iterator[Measure]:
+    """All that a report has; timing takes its threshold from the study's baselines."""
     yield Measure(key="loss", section="loss", title="validation loss (nats per token)", value=_loss)
     yield Measure(key="perplexity", section="loss", title="perplexity", value=_perplexity, form=".3f")
     for name, title in (
@@ -121,10 +92,16 @@ def _measures() -> Iterator[Measure]:
             yield Measure(
                 key=f"{name}/{half}", section="probes", title=f"{title}, {half}", value=_over_probes(name, half)
             )
-    yield Measure(key="timing_index", section="timing", title="index (steps)", value=_timing("steps"), form=",.0f")
-    for half, name in (("upper", "upper_sharp_step"), ("lower", "lower_stable_step")):
-        title = f"{half} layers {'sharp' if half == 'upper' else 'stable'} (step)"
-        yield Measure(key=name, section="timing", title=title, value=_timing(name), form=",.0f")
+    for key, title, value in timing_values(study):
+        yield Measure(key=key, section="timing", title=f"{title} (tokens)", value=value, form=",.0f")
+    for name, title in (
+        ("tokens", "index"),
+        ("upper_sharp_tokens", "upper layers sharp"),
+        ("lower_stable_tokens", "lower layers stable"),
+    ):
+        yield Measure(
+            key=f"own_timing/{name}", section="own_timing", title=f"{title} (tokens)", value=_timing(name), form=",.0f"
+        )
     for half in HALVES:
         yield Measure(
             key=f"step_size_factor/{half}",
@@ -140,9 +117,9 @@ def _measures() -> Iterator[Measure]:
         )
     for name, title in (
         ("total", "RMS change of the logits"),
-        ("share_weights", "share through the weights"),
-        ("share_features", "share through the features"),
-        ("share_interaction", "share of the interaction"),
+        ("share/weights", "share through the weights"),
+        ("share/features", "share through the features"),
+        ("share/interaction", "share of the interaction"),
     ):
         yield Measure(
             key=f"{name}/upper", section="growth", title=f"{title}, upper", value=_over_pathwise(name, "upper")
@@ -152,5 +129,10 @@ def _measures() -> Iterator[Measure]:
             key=f"reliance/{half}", section="reliance", title=f"rise of the loss, {half}", value=_last_reliance(half)
         )
 
-
-MEASURES = tuple(_measures())
+    for early, title in ((True, "upper heads that were sharp early"), (False, "other upper heads")):
+        yield Measure(
+            key=f"reliance/{'early' if early else 'late'}_heads",
+            section="reliance",
+            title=f"rise of the loss, {title}",
+            value=_early_heads(early),
+        )

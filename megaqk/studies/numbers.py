@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megaqk.studies.common_timing import sharpness_threshold
 from megaqk.studies.differing import differing_keys, software, uneven_arms
-from megaqk.studies.measures import MEASURES
+from megaqk.studies.measures import Measure, measures_of
 from megaqk.studies.plots import plots_of
 from megaqk.studies.series import Plot, tokens_to_reach, versus
 from megaqk.studies.statistics import Difference, Summary, difference, holm, summary
@@ -19,13 +20,13 @@ class Reach:
     Attributes:
         tokens: By seed; None where the loss is not reached.
         share: Tokens as a share of those of the other arm's run, likewise.
-        saved: 1 - share, summarised over the pairs; None unless all of them reach it, since those that do not would
-            be left out of the mean.
+        saved: 1 - share, summarised over the pairs if all of them reach it; a mean without those that do not would
+            be too good.
     """
 
     tokens: dict[int, float | None]
     share: dict[int, float | None]
-    saved: Difference | None
+    saved: Difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +34,18 @@ class Numbers:
     """The report.
 
     Attributes:
-        arms: Summaries, by measure and arm; measures that no run has are left out.
+        measures: Those that some run has.
+        arms: Summaries, by measure and arm.
         differences: By measure and comparison.
         reach: Token efficiency, by comparison.
         plots: What is drawn.
         differing_keys: By key, the value of each arm.
         uneven_arms: Keys in which runs of one arm differ.
         software: By component and version, the runs that had it.
+        sharpness_threshold: Of the timing index; None where there is none.
     """
 
+    measures: list[Measure]
     arms: dict[str, dict[str, Summary]]
     differences: dict[str, dict[str, Difference]]
     reach: dict[str, Reach]
@@ -49,19 +53,22 @@ class Numbers:
     differing_keys: dict[str, dict[str, Any]]
     uneven_arms: dict[str, list[str]]
     software: dict[str, dict[str, list[str]]]
+    sharpness_threshold: float | None
 
 
 def compute(study: StudyRuns) -> Numbers:
     """Compute everything; runs without a final loss are left out, and pairs that lack one."""
     arms: dict[str, dict[str, Summary]] = {}
     differences: dict[str, dict[str, Difference]] = {}
-    for measure in MEASURES:
+    measures = list(measures_of(study))
+    for measure in measures:
         values = {arm: [measure.value(run) for run in study.of(arm)] for arm in study.arms}
         found = {arm: summary([value for value in ones if value is not None]) for arm, ones in values.items()}
         if any(one.n for one in found.values()):
             arms[measure.key] = found
             differences[measure.key] = _differences(study, measure.value)
     return Numbers(
+        measures=[measure for measure in measures if measure.key in arms],
         arms=arms,
         differences=differences,
         reach=_reach(study),
@@ -69,6 +76,7 @@ def compute(study: StudyRuns) -> Numbers:
         differing_keys=differing_keys(study),
         uneven_arms=uneven_arms(study),
         software=software(study),
+        sharpness_threshold=sharpness_threshold(study),
     )
 
 
@@ -100,14 +108,13 @@ def _reach(study: StudyRuns) -> dict[str, Reach]:
             at = tokens_to_reach(run.validation, other.loss)
             tokens[name][run.seed] = at
             shares[name][run.seed] = None if at is None else at / max(other.validation)
-    reached = {name: {seed: share for seed, share in ones.items() if share is not None} for name, ones in shares.items()}
+    reached = {
+        name: {seed: share for seed, share in ones.items() if share is not None} for name, ones in shares.items()
+    }
     saved = _summarised(
         {
             name: {seed: 1 - share for seed, share in ones.items()} if len(ones) == len(shares[name]) else {}
             for name, ones in reached.items()
         }
     )
-    return {
-        name: Reach(tokens=tokens[name], share=ones, saved=saved[name] if saved[name].n else None)
-        for name, ones in shares.items()
-    }
+    return {name: Reach(tokens=tokens[name], share=ones, saved=saved[name]) for name, ones in shares.items()}

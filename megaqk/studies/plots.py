@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-from megaqk.studies.measures import HALVES, analysis_curve, mean_of, pathwise_curve, probe_curve
-from megaqk.studies.series import Band, Panel, Plot, Points, binned, by_arm, by_comparison
+from megaqk.studies.halves import HALVES, analysis_curve, mean_of, pathwise_curve, probe_curve, sharpness_curve
+from megaqk.studies.series import Panel, Plot, Points, binned, by_arm, by_comparison
 from megaqk.studies.study_runs import Run, StudyRuns
 
 TOKENS = "tokens"
@@ -13,7 +13,9 @@ _DEVIATION = "Lines are means over seeds, bands one standard deviation over seed
 def plots_of(study: StudyRuns) -> list[Plot]:
     """The figures for which there are data; panels without any are left out."""
     plots = (
-        Plot(name=plot.name, title=plot.title, caption=plot.caption, x=plot.x, panels=[p for p in plot.panels if p.bands])
+        Plot(
+            name=plot.name, title=plot.title, caption=plot.caption, x=plot.x, panels=[p for p in plot.panels if p.bands]
+        )
         for plot in _plots(study)
     )
     return [plot for plot in plots if plot.panels]
@@ -23,9 +25,7 @@ def _plots(study: StudyRuns) -> Iterator[Plot]:
     def panel(title: str, y: str, curve: Callable[[Run], Points | None]) -> Panel:
         return Panel(title=title, y=y, bands=by_arm(study, curve))
 
-    def halves(
-        title: str, y: str, take: Callable[[Run, str, str], Points], name: str
-    ) -> list[Panel]:
+    def halves(title: str, y: str, take: Callable[[Run, str, str], Points], name: str) -> list[Panel]:
         return [panel(f"{title}, {half} layers", y, _of_half(take, name, half)) for half in HALVES]
 
     yield Plot(
@@ -86,7 +86,7 @@ def _plots(study: StudyRuns) -> Iterator[Plot]:
         f"checkpoint. {_DEVIATION}",
         x=TOKENS,
         panels=[
-            panel("sharpness, upper layers", "1 - entropy", lambda run: _sharpness(run)),
+            panel("sharpness, upper layers", "1 - entropy", sharpness_curve),
             panel("stability, lower layers", "linear CKA", lambda run: analysis_curve(run, "stability_cka", "lower")),
         ],
     )
@@ -97,11 +97,11 @@ def _plots(study: StudyRuns) -> Iterator[Plot]:
         + _DEVIATION,
         x=TOKENS,
         panels=[
-            *halves("step-size factor", "sum of lr × multiplier", pathwise_curve, "step_size_factor"),
+            *halves("step-size factor", "sum of lr times multiplier", pathwise_curve, "step_size_factor"),
             *halves("residual energy", "E|x|² per element", pathwise_curve, "residual_energy"),
             panel("change, upper layers", "RMS of the logits", _of_half(pathwise_curve, "total", "upper")),
             *(
-                panel(f"{part}, upper layers", "share", _of_half(pathwise_curve, f"share_{part}", "upper"))
+                panel(f"{part}, upper layers", "share", _of_half(pathwise_curve, f"share/{part}", "upper"))
                 for part in ("weights", "features", "interaction")
             ),
         ],
@@ -118,10 +118,6 @@ def _plots(study: StudyRuns) -> Iterator[Plot]:
 
 def _of_half(take: Callable[[Run, str, str], Points], name: str, half: str) -> Callable[[Run], Points]:
     return lambda run: take(run, name, half)
-
-
-def _sharpness(run: Run) -> Points:
-    return {tokens: 1 - value for tokens, value in analysis_curve(run, "attention_entropy", "upper").items()}
 
 
 def _reliance(run: Run) -> Points:

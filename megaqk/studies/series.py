@@ -91,7 +91,7 @@ def by_arm(study: StudyRuns, curve: Callable[[Run], Points | None]) -> dict[str,
 
 
 def by_comparison(study: StudyRuns, curve: Callable[[Run], Points]) -> dict[str, Band]:
-    """t bands of the paired differences, for comparisons with at least two pairs."""
+    """Bands of the paired differences, from t intervals, for comparisons with at least two pairs."""
     bands = {}
     for arm, against in study.comparisons:
         pairs = [(curve(run), curve(other)) for run, other in study.pairs(arm, against)]
@@ -104,7 +104,7 @@ def by_comparison(study: StudyRuns, curve: Callable[[Run], Points]) -> dict[str,
 
 def versus(arm: str, against: str) -> str:
     """The name of a comparison."""
-    return f"{arm} − {against}"
+    return f"{arm} vs {against}"
 
 
 def binned(curve: Curve) -> Curve:

@@ -73,10 +73,8 @@ def difference(by_seed: Mapping[int, float], comparisons: int) -> Difference:
     if mean is None or deviation is None:
         return Difference(n=start.n, mean=mean, deviation=None, by_seed=dict(by_seed))
     error = deviation / math.sqrt(start.n)
-    if error:
-        p = float(2 * stats.t.sf(abs(mean) / error, start.n - 1))
-    else:
-        p = 0.0 if mean else 1.0
+    # Runs that are alike to the last bit have no deviation.
+    statistic = abs(mean) / error if error else math.inf if mean else 0.0
     return Difference(
         n=start.n,
         mean=mean,
@@ -85,7 +83,7 @@ def difference(by_seed: Mapping[int, float], comparisons: int) -> Difference:
         t_interval=t_interval(mean, deviation, start.n, LEVEL),
         bootstrap_interval=bootstrap_interval(values),
         simultaneous_interval=t_interval(mean, deviation, start.n, 1 - (1 - LEVEL) / comparisons),
-        p=p,
+        p=float(2 * stats.t.sf(statistic, start.n - 1)),
     )
 
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaqk.config.yaml_text import parse_yaml
+from megaqk.config.loading import read_mapping
 from megaqk.errors import UserError
-from megaqk.runtime.files import os_errors_named
+from megaqk.studies.plan import STUDY_FILE
 from megaqk.training.metrics import METRICS_FILE, read_metrics
 from megaqk.training.run_folder import RESULT_FILE
 from megaqk.training.run_summary import summarise
-
-STUDY_FILE = "study.yaml"
 
 Curve = dict[int, float]
 """Values by tokens."""
@@ -102,7 +100,7 @@ def read_study(folder: Path) -> StudyRuns:
     path = folder / STUDY_FILE
     if not path.is_file():
         raise UserError(f"{folder}: must be the folder of a study, with {STUDY_FILE} in it (megaqk study run)")
-    plan = _yaml(path)
+    plan = read_mapping(path, "name, arms, seeds and comparisons")
     try:
         return StudyRuns(
             name=plan["name"],
@@ -134,7 +132,7 @@ def _read_run(study: Path, arm: str, seed: int) -> Run:
         loss=result.get("valid_loss") if finished else None,
         versions=result.get("versions", {}),
         topology=result.get("topology", {}),
-        config=dict(_dotted(_yaml(config_file))) if config_file.exists() else {},
+        config=dict(_dotted(read_mapping(config_file, "sections"))) if config_file.exists() else {},
         training=_curve(records, "loss"),
         validation=_curve(records, "valid_loss"),
         # The records of a run's probes are lines as those of its metrics.
@@ -157,18 +155,6 @@ def _dotted(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _dotted(value, f"{prefix}.{index}")
     else:
         yield prefix, tree
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    with os_errors_named(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        content = parse_yaml(text)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping")
-    return content
 
 
 def _json(path: Path) -> dict[str, Any] | None:
