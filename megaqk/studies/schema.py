@@ -1,8 +1,8 @@
 """What a study file holds."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from megaqk.config.base import Section, refusal
 
@@ -27,7 +27,7 @@ class StudyConfig(Section):
         description="Values of training.seed, which decides initial weights and order of samples, alike in all arms.",
     )
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="By name, what is laid over base and size.")
-    comparisons: tuple[tuple[str, str], ...] = Field(
+    comparisons: tuple[Annotated[tuple[str, str], Strict(False)], ...] = Field(
         (), strict=False, description="Pairs of arms: which, and against which; the report's paired differences."
     )
     analysis: bool = Field(True, description="Whether each run that is finished is analysed, as `megaqk probe` does.")
