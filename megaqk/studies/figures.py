@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import TYPE_CHECKING
 
 from megaqk.studies.series import Panel, Plot
@@ -28,8 +27,8 @@ def looks(arms: Sequence[str], comparisons: Mapping[str, str]) -> dict[str, Look
         arms: In the order of the study.
         comparisons: Their names, and the first arm of each; its further ones take other kinds of line.
     """
-    all_looks = [(colour, style) for style, colour in product(_STYLES, _COLOURS)]
-    found = {arm: all_looks[index % len(all_looks)] for index, arm in enumerate(arms)}
+    # Both change with every arm: lines that lie on one another are seen, and so they are in black and white.
+    found = {arm: (_COLOURS[index % len(_COLOURS)], _STYLES[index % len(_STYLES)]) for index, arm in enumerate(arms)}
     used: dict[str, int] = {}
     own = dict(found)
     for name, arm in comparisons.items():
@@ -43,6 +42,7 @@ def draw_plot(plot: Plot, look: Mapping[str, Look]) -> "Figure":
     """Draw panels with bands, and one legend for all."""
     # Half a second to import, for the report alone.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     columns = min(_COLUMNS, len(plot.panels))
     rows = -(-len(plot.panels) // columns)
@@ -50,7 +50,9 @@ def draw_plot(plot: Plot, look: Mapping[str, Look]) -> "Figure":
     figure = Figure(figsize=(4.2 * columns + (0.8 if columns == 1 else 0), 2.9 * rows + 0.4), layout="constrained")
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, plot.panels, strict=False):
         _draw_panel(axes, panel, look)
-        axes.set_xlabel(plot.x)
+        axes.set_xlabel(plot.x, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in figure.axes[len(plot.panels) :]:
         axes.remove()
     handles = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -100,8 +102,6 @@ def _saved(figure: "Figure", form: str) -> bytes:
 
 
 def _draw_panel(axes: "Axes", panel: Panel, look: Mapping[str, Look]) -> None:
-    from matplotlib.ticker import EngFormatter
-
     for name, band in panel.bands.items():
         colour, style = look[name]
         marker = "o" if len(band.x) < 15 else None
@@ -116,7 +116,6 @@ def _draw_panel(axes: "Axes", panel: Panel, look: Mapping[str, Look]) -> None:
         axes.set_ylim(low - room, max(late) + room)
     if any(band.low and min(band.low) < 0 < max(band.high) for band in panel.bands.values()):
         axes.axhline(0, color="black", linewidth=0.8)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title(panel.title, fontsize=9)
     axes.set_ylabel(panel.y, fontsize=8)
     axes.tick_params(labelsize=8)

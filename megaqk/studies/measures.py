@@ -109,6 +109,7 @@ def measures_of(study: StudyRuns) -> Iterator[Measure]:
             title=f"step-size factor, {half}",
             value=_total("step_size_factor", half),
         )
+    for half in HALVES:
         yield Measure(
             key=f"residual_energy/{half}",
             section="pathwise",

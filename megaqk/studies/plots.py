@@ -92,16 +92,26 @@ def _plots(study: StudyRuns) -> Iterator[Plot]:
     )
     yield Plot(
         name="pathwise",
-        title="The two factors, and the growth of the logits",
-        caption="From each checkpoint to the next, at the later one's tokens; shares are signed and add up to 1. "
-        + _DEVIATION,
+        title="The two pathwise factors",
+        caption=f"From each checkpoint to the next, at the later one's tokens. {_DEVIATION}",
         x=TOKENS,
         panels=[
             *halves("step-size factor", "sum of lr times multiplier", pathwise_curve, "step_size_factor"),
             *halves("residual energy", "E|x|² per element", pathwise_curve, "residual_energy"),
+        ],
+    )
+    yield Plot(
+        name="logit-growth",
+        title="Growth of the logits",
+        caption="Change of the upper layers' logits from each checkpoint to the next, at the later one's tokens, and "
+        f"the shares of its parts: signed, they add up to 1. {_DEVIATION}",
+        x=TOKENS,
+        panels=[
             panel("change, upper layers", "RMS of the logits", _of_half(pathwise_curve, "total", "upper")),
             *(
-                panel(f"{part}, upper layers", "share", _of_half(pathwise_curve, f"share/{part}", "upper"))
+                panel(
+                    f"{part}, upper layers", "share of the change", _of_half(pathwise_curve, f"share/{part}", "upper")
+                )
                 for part in ("weights", "features", "interaction")
             ),
         ],

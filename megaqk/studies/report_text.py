@@ -18,7 +18,7 @@ _MECHANISM = (
         "Attention entropy and write energy",
         (("probes", "Means over all probes of a run, over heads, and over the layers of a half."),),
         ("entropy", "write-energy"),
-        "No run has probes: `probes.every` was 0.",
+        "No finished run has probes (`probes.every`).",
     ),
     (
         "Timing index",
@@ -37,7 +37,7 @@ _MECHANISM = (
             ),
         ),
         ("timing",),
-        "No run has been analysed: `megaqk probe` writes analysis.json.",
+        "No finished run has been analysed: `megaqk probe` writes analysis.json.",
     ),
     (
         "The two pathwise factors",
@@ -50,7 +50,7 @@ _MECHANISM = (
             ),
         ),
         ("pathwise",),
-        "No run has a pathwise decomposition: `megaqk probe` makes it of two or more checkpoints.",
+        "No finished run has a pathwise decomposition: `megaqk probe` makes it of two or more checkpoints.",
     ),
     (
         "Growth of the upper layers' logits",
@@ -61,8 +61,8 @@ _MECHANISM = (
                 "add up to 1.",
             ),
         ),
-        (),
-        "No run has a pathwise decomposition: `megaqk probe` makes it of two or more checkpoints.",
+        ("logit-growth",),
+        "No finished run has a pathwise decomposition: `megaqk probe` makes it of two or more checkpoints.",
     ),
     (
         "Causal reliance",
@@ -75,7 +75,7 @@ _MECHANISM = (
             ),
         ),
         ("reliance",),
-        "No run has been analysed: `megaqk probe` writes analysis.json.",
+        "No finished run has been analysed: `megaqk probe` writes analysis.json.",
     ),
 )
 
@@ -98,7 +98,7 @@ def compose(study: StudyRuns, numbers: Numbers, pictures: Mapping[str, Picture],
     ]
     sections = [
         Section("Final loss", list(_loss(study, numbers, pictures))),
-        Section("Learning curves", _drawn(pictures, "learning-curves", "loss-difference")),
+        Section("Learning curves", _drawn(pictures, "learning-curves", "loss-difference") or ["No run is finished."]),
         *([Section("Tokens to reach the other arm's final loss", list(_efficiency(numbers)))] if numbers.reach else []),
         *_mechanism(numbers, pictures),
         Section("Differences between the arms", list(_configurations(study, numbers))),
@@ -157,9 +157,9 @@ def _loss(study: StudyRuns, numbers: Numbers, pictures: Mapping[str, Picture]) -
 def _efficiency(numbers: Numbers) -> Iterator[Part]:
     yield (
         "Tokens at which the validation loss of the first arm is first at or below the final loss of the second arm's "
-        "run of the same seed, linear between evaluations, as a share of that run's tokens. The learning rate has not "
-        "come down there yet: a run planned for that length would do better, so that the saving is understated. It is "
-        "summarised only where all pairs reach the loss."
+        "run of the same seed, linear between evaluations, as a share of that run's tokens. Where the schedule "
+        "decays to the end, the learning rate has not come down there yet: a run planned for that length would do "
+        "better, so that the saving is understated. It is summarised only where all pairs reach the loss."
     )
     rows = [_reach_row(name, reach) for name, reach in numbers.reach.items()]
     yield Table(

@@ -17,7 +17,7 @@ base: {model: {num_layers: 4}, training: {steps: 30}}
 seeds: [1, 2, 3]
 arms:
   baseline: {qk_timing: {enabled: false}}
-  timed: {qk_timing: {enabled: true, value: 0.25}}
+  timed: {qk_timing: {enabled: true, multiplier: 0.25}}
   worse: {qk_timing: {enabled: false}, optimizer: {lr: 0.01}}
 comparisons: [[timed, baseline], [worse, baseline]]
 sizes: {cpu: {}}
