@@ -13,6 +13,7 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
 th { border-bottom: 2px solid #888; }
 figure { margin: 1.5rem 0; }
 figure img { max-width: 100%; height: auto; }

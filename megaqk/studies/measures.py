@@ -26,7 +26,7 @@ class Measure:
     section: str
     title: str
     value: Callable[[Run], float | None]
-    form: str = ".4f"
+    form: str = ".4g"
 
 
 def _loss(run: Run) -> float | None:
@@ -81,7 +81,7 @@ def _early_heads(early: bool) -> Callable[[Run], float | None]:
 
 def measures_of(study: StudyRuns) -> Iterator[Measure]:
     """All that a report has; timing takes its threshold from the study's baselines."""
-    yield Measure(key="loss", section="loss", title="validation loss (nats per token)", value=_loss)
+    yield Measure(key="loss", section="loss", title="validation loss (nats per token)", value=_loss, form=".4f")
     yield Measure(key="perplexity", section="loss", title="perplexity", value=_perplexity, form=".3f")
     for name, title in (
         ("attention_entropy", "entropy"),

@@ -121,7 +121,7 @@ def test_what_shows_the_mechanism(made: Any, key: str, baseline: float, change: 
     title = numbers["measures"][key]
     column = next(row.index(title) for row in page.rows if title in row)
     assert any(
-        row[0] == "baseline" and str(baseline) in row[column].replace(",", "") for row in page.rows if row[column:]
+        row[0] == "baseline" and f"{baseline:g}" in row[column].replace(",", "") for row in page.rows if row[column:]
     )
     assert title in text
 
