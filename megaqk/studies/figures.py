@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # Okabe and Ito, told apart by whoever is colour blind; without their yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":", "-.")
+# More than these hide the lines.
+_MOST_BANDS = 8
 _COLUMNS = 2
 _DPI = 160
 
@@ -106,7 +108,8 @@ def _draw_panel(axes: "Axes", panel: Panel, look: Mapping[str, Look]) -> None:
         colour, style = look[name]
         marker = "o" if len(band.x) < 15 else None
         axes.plot(band.x, band.mean, style, color=colour, label=name, linewidth=1.4, marker=marker, markersize=3)
-        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+        if len(panel.bands) <= _MOST_BANDS:
+            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
     late = [
         high for band in panel.bands.values() for x, high in zip(band.x, band.high, strict=True) if x >= band.x[-1] / 10
     ]

@@ -28,7 +28,7 @@ _MECHANISM = (
                 "Tokens at which the upper layers are sharp, minus tokens from which on the lower ones are stable: "
                 "negative is premature. One measure for all arms: upper layers are those from L/2 on, they are sharp "
                 "from {sharp} (half of the way that the baselines go), and stable is a CKA of {stable} with the last "
-                "checkpoint, linear between checkpoints. A run that does not cross has no index.",
+                "checkpoint, linear between checkpoints. Means are of the runs that cross.",
             ),
             (
                 "own_timing",
@@ -199,11 +199,14 @@ def _mechanism(numbers: Numbers, pictures: Mapping[str, Picture]) -> Iterator[Se
 
 def _configurations(study: StudyRuns, numbers: Numbers) -> Iterator[Part]:
     yield "Every configuration key in which arms differ, defaults resolved, but for folder and seed."
+    keys = numbers.differing_keys
     rows = [
-        [key, *(show(values[arm]) if arm in values else NONE for arm in study.arms)]
-        for key, values in numbers.differing_keys.items()
+        ["key", *study.arms],
+        *([key, *(show(ones[arm]) if arm in ones else NONE for arm in study.arms)] for key, ones in keys.items()),
     ]
-    yield Table(["key", *study.arms], rows)
+    if len(keys) < len(study.arms):
+        rows = [["arm", *keys], *map(list, list(zip(*rows, strict=True))[1:])]
+    yield Table(rows[0], rows[1:])
 
 
 def _runs(study: StudyRuns, numbers: Numbers) -> Iterator[Part]:

@@ -1,10 +1,9 @@
 """What is drawn: bands over seeds against tokens or layers, in panels."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from megaqk.studies.statistics import LEVEL, t_interval
 from megaqk.studies.study_runs import Curve, Run, StudyRuns
@@ -136,7 +135,7 @@ def _band(curves: Sequence[Points], edges: Callable[[float, float], tuple[float,
     columns = [[curve[point] for curve in curves] for point in x]
     means = [math.fsum(column) / len(column) for column in columns]
     if len(curves) > 1:
-        spread = [float(np.std(column, ddof=1)) for column in columns]
+        spread = [statistics.stdev(column) for column in columns]
         sides = [edges(mean, deviation) for mean, deviation in zip(means, spread, strict=True)]
     else:
         sides = [(mean, mean) for mean in means]

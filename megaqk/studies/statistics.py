@@ -1,6 +1,7 @@
 """Paired comparisons over seeds: intervals and p values, corrected for the number of comparisons."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def summary(values: Sequence[float]) -> Summary:
     """Number, mean and deviation."""
     n = len(values)
     return Summary(
-        n=n, mean=math.fsum(values) / n if n else None, deviation=float(np.std(values, ddof=1)) if n > 1 else None
+        n=n, mean=math.fsum(values) / n if n else None, deviation=statistics.stdev(values) if n > 1 else None
     )
 
 

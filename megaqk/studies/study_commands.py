@@ -51,7 +51,7 @@ def add_study_command(subparsers: Any) -> None:
 
 def _chosen(arguments: argparse.Namespace) -> tuple[Study, list[Run]]:
     study = load_study(arguments.study, arguments.size, arguments.output, arguments.overrides)
-    arms, seeds = list(study.spec.arms), list(dict.fromkeys(run.seed for run in study.runs))
+    arms, seeds = list(study.spec.all_arms), list(dict.fromkeys(run.seed for run in study.runs))
     for option, given, allowed in (("--arm", arguments.arm, arms), ("--seed", arguments.seed, seeds)):
         for value in given or ():
             if value not in allowed:

@@ -20,7 +20,10 @@ ABOVE = {
     "model": {"errors", "config", "runtime", "parallel"},
     "corpus": {"errors", "config", "runtime", "data"},
     "optim": {"errors", "config", "runtime", "parallel", "model"},
-    "training": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim"},
+    "probing": {"errors", "config", "runtime", "model"},
+    "training": {
+        *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
+    },
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
     "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
 }

@@ -26,11 +26,11 @@ TOKENS = (1000, 2000, 3000)
 VERSIONS = {"megaqk": "0.1", "torch": "2.13.0"}
 
 
-def make_study(folder: Path, *, probes: bool = True, without: tuple[str, ...] = ()) -> Path:
+def make_study(folder: Path, *, probes: bool = True, without: tuple[str, ...] = (), file: str = FILE) -> Path:
     """Write a study and its runs but for some, named arm/seed-n; return its folder."""
-    file = folder / "made.yaml"
-    file.write_text(FILE)
-    study = load_study(file, "cpu", folder / "study")
+    path = folder / "made.yaml"
+    path.write_text(file)
+    study = load_study(path, "cpu", folder / "study")
     study.keep("megaqk study run made.yaml --size cpu")
     for run in study.runs:
         if run.name not in without:

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from megaqk import cli
+from megaqk.studies.figures import draw_plot, looks
 from megaqk.studies.plan import load_study
-from tests.unit.studies.made_study import make_study, write_run
+from megaqk.studies.series import Panel, Plot, deviation_band
+from tests.unit.studies.made_study import FILE, make_study, write_run
 
 FIGURES = {
     "final-loss", "learning-curves", "loss-difference", "entropy", "write-energy", "timing", "pathwise", "logit-growth",
@@ -199,10 +201,13 @@ def test_a_study_of_which_nothing_is_finished(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_arm_that_differ_are_said(tmp_path: Path) -> None:
-    folder = make_study(tmp_path, probes=False)
+    folder = make_study(tmp_path, probes=False, file=FILE.replace(", multiplier: 0.25", ""))
     path = folder / "timed/seed-3/config.yaml"
     path.write_text(path.read_text().replace("num_layers: 4", "num_layers: 6"))
-    _, _, text = report(folder)
+    _, page, text = report(folder)
+    # Two keys of three arms are columns.
+    assert ["arm", "optimizer.lr", "qk_timing.enabled"] in page.rows
+    assert ["timed", "0.0003", "true"] in page.rows
     # The same runs give the same report.
     report(folder, "--output", str(tmp_path / "again"))
     for path in ("report.json", "figures/final-loss.png", "figures/final-loss.pdf"):
@@ -225,3 +230,14 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.Cap
 def test_reporting_does_not_import_deepspeed() -> None:
     code = "import sys, megaqk.studies.report; sys.exit('deepspeed' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_many_lines_have_no_bands() -> None:
+    band = deviation_band([{1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0}])
+    for count in (8, 9):
+        names = [str(index) for index in range(count)]
+        panel = Panel(title="", y="", bands=dict.fromkeys(names, band))
+        look = looks(names, {})
+        assert len(set(look.values())) == count
+        axes = draw_plot(Plot(name="", title="", caption="", x="", panels=[panel]), look).axes[0]
+        assert (len(axes.lines), len(axes.collections)) == (count, count if count == 8 else 0)

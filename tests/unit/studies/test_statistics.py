@@ -66,4 +66,6 @@ def test_holm_worked_by_hand() -> None:
 def test_a_summary_has_the_deviation_of_a_sample() -> None:
     found = summary([1.0, 2.0, 3.0, 4.0])
     assert (found.n, found.mean, found.deviation) == (4, 2.5, pytest.approx(math.sqrt(5 / 3)))
+    # Equal values have none, not even from rounding.
+    assert summary([0.05144] * 3).deviation == 0.0
     assert t_interval(0.0, 1.0, 1000, 0.95) == pytest.approx((-0.06205, 0.06205), abs=1e-5)
