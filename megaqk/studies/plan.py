@@ -1,7 +1,6 @@
 """From a study file to the configuration of every run."""
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +14,7 @@ from megaqk.config.root import Config
 from megaqk.config.yaml_text import format_yaml, show
 from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named, written_whole
-from megaqk.studies.schema import StudyConfig
+from megaqk.studies.schema import StudyConfig, laid_over
 
 STUDY_FILE = "study.yaml"
 """In the folder of a study, what was run there."""
@@ -73,7 +72,10 @@ class Study:
     def keep(self, command: str) -> None:
         """Write what is run into the folder, for the report."""
         content = {
-            **self.spec.model_dump(mode="json", exclude={"sizes", "base", "seeds"}),
+            "name": self.spec.name,
+            "description": self.spec.description,
+            "arms": self.spec.all_arms,
+            "comparisons": self.spec.all_comparisons,
             "size": self.size,
             "seeds": list(dict.fromkeys(run.seed for run in self.runs)),
             "command": command,
@@ -88,7 +90,7 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
     """Read a study file and check every run of it.
 
     Args:
-        path: The file.
+        path: The file; `extends` in it names one beside it, over which it is laid.
         size: One of its sizes.
         folder: Below which the runs go; None means runs/studies/<name>-<size>.
         overrides: `section.key=value` each, for all runs.
@@ -97,6 +99,8 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
         UserError: One line that names the first refused key, and the arm where it is one's.
     """
     raw = read_mapping(path, "name, base, arms, seeds and sizes")
+    if isinstance(below := raw.pop("extends", None), str):
+        raw = laid_over(read_mapping(path.parent / below, "what studies share"), raw)
     try:
         spec = StudyConfig.model_validate(raw)
     except ValidationError as error:
@@ -107,7 +111,7 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
     folder = Path("runs/studies") / f"{spec.name}-{size}" if folder is None else folder
     runs = []
     for seed in chosen.seeds or spec.seeds:
-        for arm, changes in spec.arms.items():
+        for arm, changes in spec.all_arms.items():
             plain = laid_over(laid_over(spec.base, chosen.config), changes)
             plain = laid_over(plain, chosen.arms.get(arm, {}))
             own = {"run": {"dir": str(folder / arm / f"seed-{seed}")}, "training": {"seed": seed}}
@@ -118,20 +122,10 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
             except UserError as error:
                 raise UserError(f"{path}: arm {arm}: {error}") from None
             runs.append(Run(arm=arm, config=config))
-    for run, other in combinations(runs[: len(spec.arms)], 2):
+    for run, other in combinations(runs[: len(spec.all_arms)], 2):
         if not differing_keys(run.config, other.config):
             raise UserError(f"{path}: arms {run.arm} and {other.arm} are the same configuration")
     return Study(spec=spec, size=size, folder=folder, runs=tuple(runs))
-
-
-def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with another one's values in their places; what names layers is replaced as a whole."""
-    merged = deepcopy(dict(base))
-    for key, value in changes.items():
-        below = merged.get(key)
-        inside = isinstance(below, Mapping) and isinstance(value, Mapping) and key != "layers"
-        merged[key] = laid_over(below, value) if inside else deepcopy(value)  # type: ignore[arg-type]
-    return merged
 
 
 def differing_keys(one: Config, other: Config) -> list[str]:

@@ -10,6 +10,7 @@ from megaqk.corpus.encoding import available_cores
 from megaqk.errors import UserError
 from megaqk.runtime.text_table import table
 from megaqk.studies.plan import Run, Study, load_study
+from megaqk.studies.report import write_report
 from megaqk.studies.runner import Runner
 from megaqk.training.run_summary import summarise
 
@@ -38,11 +39,19 @@ def add_study_command(subparsers: Any) -> None:
             command.add_argument(
                 "--jobs", metavar="N", type=int, help="runs at a time; default: what GPUs or cores allow"
             )
+    report = actions.add_parser(
+        "report",
+        help="a page, a text, figures and numbers of a study",
+        description="Write report.html, report.md, report.json and figures/ of a study, finished or not.",
+    )
+    report.add_argument("folder", metavar="DIR", type=Path, help="of the study, below which its runs are")
+    report.add_argument("--output", metavar="DIR", type=Path, help="default: report in that folder")
+    report.set_defaults(run=report_command)
 
 
 def _chosen(arguments: argparse.Namespace) -> tuple[Study, list[Run]]:
     study = load_study(arguments.study, arguments.size, arguments.output, arguments.overrides)
-    arms, seeds = list(study.spec.arms), list(dict.fromkeys(run.seed for run in study.runs))
+    arms, seeds = list(study.spec.all_arms), list(dict.fromkeys(run.seed for run in study.runs))
     for option, given, allowed in (("--arm", arguments.arm, arms), ("--seed", arguments.seed, seeds)):
         for value in given or ():
             if value not in allowed:
@@ -79,6 +88,12 @@ def run_command(arguments: argparse.Namespace) -> int:
         raise UserError(f"--jobs = {jobs}: must be {f'from 1 to {fitting}' if gpus else 'at least 1'}")
     study.keep(_command(arguments))
     return Runner(study, jobs, gpus).run(runs)
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    """Write the report."""
+    print(write_report(arguments.folder, arguments.output))
+    return 0
 
 
 def _command(arguments: argparse.Namespace) -> str:

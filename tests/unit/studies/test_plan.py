@@ -68,6 +68,7 @@ def test_overrides_are_for_all_runs(tmp_path: Path) -> None:
     ("changes", "line"),
     [
         ({"armz": {}}, r"armz = {}: unknown key; did you mean arms\?"),
+        ({"baseline": "none"}, "baseline = none: must be an arm: plain, timed"),
         ({"seeds": []}, r"seeds = \[\]: must have at least 1 entry"),
         ({"seeds": [1, 1]}, "seeds = .*: must name a seed once"),
         ({"comparisons": [["timed", "plane"]]}, r"comparisons\[0\] = plane: must be an arm: plain, timed"),
@@ -83,6 +84,32 @@ def test_overrides_are_for_all_runs(tmp_path: Path) -> None:
 def test_what_a_study_file_may_not_say(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=f"pair.yaml: {line}"):
         load(tmp_path, **changes)
+
+
+def test_a_grid_has_an_arm_for_each_choice_and_the_baseline_is_compared_with_all(tmp_path: Path) -> None:
+    grid = {
+        "rate": {"slow": {"optimizer": {"lr": 1e-4}}, "fast": {"optimizer": {"lr": 1e-2}}},
+        "depth": {"two": {"model": {"num_layers": 2}}, "four": {"model": {"num_layers": 4}}},
+    }
+    study = load(tmp_path, arms={"plain": {}}, grid=grid, baseline="plain", comparisons=[["fast-two", "slow-two"]])
+    found = {run.arm: (run.config.optimizer.lr, run.config.model.num_layers) for run in study.runs}
+    assert found == {
+        "plain": (1e-3, 2), "slow-two": (1e-4, 2), "slow-four": (1e-4, 4), "fast-two": (1e-2, 2), "fast-four": (1e-2, 4)
+    }  # fmt: skip
+    against = [(arm, "plain") for arm in list(found)[1:]]
+    assert study.spec.all_comparisons == (*against, ("fast-two", "slow-two"))
+
+
+def test_a_study_lies_over_what_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "common.yaml").write_text(format_yaml({key: STUDY[key] for key in ("base", "sizes")}))
+    own = {key: value for key, value in STUDY.items() if key not in ("base", "sizes")}
+    path = tmp_path / "own.yaml"
+    path.write_text(format_yaml({**own, "extends": "common.yaml", "base": {"optimizer": {"lr": 0.5}}}))
+    plain = load_study(path, "small").runs[0].config
+    assert (plain.optimizer.lr, plain.model.num_layers) == (0.5, 2)
+    path.write_text(format_yaml({**own, "extends": "nowhere.yaml"}))
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+        load_study(path, "small")
 
 
 def test_an_unknown_size(tmp_path: Path) -> None:
