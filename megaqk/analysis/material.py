@@ -1,6 +1,6 @@
 """What an analysis reads: the checkpoints of a run as models, and its probe batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,16 +82,16 @@ class Material:
         return decoder
 
 
-def open_material(run_dir: Path, micro_batches: int, *, initial: bool) -> Material:
+def open_material(run_dir: Path, micro_batches: int | None, *, initial: bool) -> Material:
     """Open the checkpoints of a run and its data.
 
     Args:
         run_dir: The folder of the run.
-        micro_batches: Of the probe batch.
+        micro_batches: Of the probe batch; None: `probes.micro_batches`.
         initial: Whether the weights before the first step are analysed too.
 
     Raises:
-        UserError: There are no checkpoints, one is damaged, or the data is missing, too small or not that of the run.
+        UserError: There are no checkpoints, one is damaged, or the data is missing or not that of the run.
     """
     folder = run_dir / "checkpoints"
     store = CheckpointStore(folder, Retention(newest=1))
@@ -115,27 +115,21 @@ def open_material(run_dir: Path, micro_batches: int, *, initial: bool) -> Materi
     return Material(snapshots=snapshots, context=context, inputs=inputs, labels=labels)
 
 
-def _probe_batch(config: Config, micro_batches: int, newest: Checkpoint) -> tuple[int, Stream, Tensor]:
-    """The real tokens of the vocabulary; inputs and labels of the first micro-batches of validation."""
+def _probe_batch(config: Config, micro_batches: int | None, newest: Checkpoint) -> tuple[int, Stream, Tensor]:
+    """The real tokens of the vocabulary; inputs and labels of the batch that a run's own probes look at."""
     training = config.training
     prepared, splits = open_data(config)
     keys = {name: getattr(training, name) for name in ("seed", "global_batch_size", "sequence_length")}
     identity = data_identity(prepared, config.data, **keys)
     check_data_identity(newest.manifest["data"], identity, newest.manifest["progress"]["samples"])
-    samples, wanted = splits.valid.num_samples if splits.valid else 0, micro_batches * training.micro_batch_size
-    if splits.valid is None or samples < wanted:
-        raise UserError(
-            f"--micro-batches = {micro_batches}: needs {wanted} validation samples, which data.split leaves "
-            f"{samples} of: must be at most {samples // training.micro_batch_size}"
-        )
     batches = RankBatches(
-        splits.valid,
+        splits.train if splits.valid is None else splits.valid,
         micro_batch=training.micro_batch_size,
         data_rank=0,
         data_size=1,
         separate_at=prepared.eod_id if config.data.separate_documents else None,
     )
-    parts: Sequence[tuple[Stream, Tensor]] = list(batches.read(0, micro_batches))
+    parts = list(batches.read(0, micro_batches or config.probes.micro_batches))
     tokens, positions = (torch.cat([inputs[index] for inputs, _ in parts]) for index in (0, 1))
     return (
         vocabulary_of(config, prepared.vocab_size).tokens,

@@ -10,7 +10,6 @@ from megaqk.errors import UserError
 from megaqk.runtime.files import written_whole
 
 ANALYSIS_FILE = "analysis.json"
-MICRO_BATCHES = 2
 
 
 def add_probe_command(subparsers: Any) -> None:
@@ -23,11 +22,7 @@ def add_probe_command(subparsers: Any) -> None:
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="run.dir of the run")
     parser.add_argument(
-        "--micro-batches",
-        type=int,
-        metavar="N",
-        default=MICRO_BATCHES,
-        help="validation micro-batches of the probe batch",
+        "--micro-batches", type=int, metavar="N", help="of the probe batch; default: the run's probes.micro_batches"
     )
     parser.add_argument("--initial", action="store_true", help="look at the weights before the first step too")
     parser.add_argument(
@@ -50,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     for key, value in (("sharpness", arguments.sharpness_threshold), ("stability", arguments.stability_threshold)):
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"--{key}-threshold = {value:g}: must be in [0, 1]")
+    if arguments.micro_batches is not None and arguments.micro_batches < 1:
+        raise UserError(f"--micro-batches = {arguments.micro_batches}: must be at least 1")
     material = open_material(arguments.run_dir, arguments.micro_batches, initial=arguments.initial)
     steps = [snapshot.step for snapshot in material.snapshots]
     result = analyse(

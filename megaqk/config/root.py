@@ -8,6 +8,7 @@ from megaqk.config.base import Section, refusal
 from megaqk.config.data import DataConfig
 from megaqk.config.model import ModelConfig
 from megaqk.config.optimization import OptimizerConfig, ScheduleConfig
+from megaqk.config.probes import ProbesConfig
 from megaqk.config.qk_timing import QkTimingConfig
 from megaqk.config.run import (
     CheckpointConfig,
@@ -36,6 +37,7 @@ class Config(Section):
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     faults: FaultsConfig = FaultsConfig()
+    probes: ProbesConfig = ProbesConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from megaqk.config.yaml_text import show
 from megaqk.errors import UserError
 from megaqk.training.engine import TrainingEngine
 
-FREE_SECTIONS = ("run", "checkpoint", "logging", "evaluation")
+FREE_SECTIONS = ("run", "checkpoint", "logging", "evaluation", "probes")
 """Sections that a resumed run may change without a word."""
 
 

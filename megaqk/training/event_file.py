@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ class EventFile:
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._step, self._tags = 0, set[str]()
         with os_errors_named(self._path):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("xb")
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
@@ -55,6 +56,12 @@ class EventFile:
         self._tags |= new.keys()
         points = [self._summary.Value(tag=tag, simple_value=value) for tag, value in new.items()]
         self._add(step=step, summary=self._summary(value=points))
+
+    def write_picture(self, step: int, tag: str, png: bytes) -> None:
+        """Add a picture, an encoded PNG."""
+        width, height = struct.unpack(">II", png[16:24])  # of its header
+        image = self._summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+        self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=tag, image=image)]))
 
     def _add(self, **fields: Any) -> None:
         with os_errors_named(self._path):

@@ -37,11 +37,47 @@ Number = int | float | SupportsFloat
 logger = logging.getLogger("megaqk")
 
 
-class MetricsWriter:
-    """Writes the records of a run.
+class RecordFile:
+    """A file of records, one line of JSON each.
 
-    A resumed run goes on in the same files. What an earlier run recorded after the step it is resumed from is
-    dropped, so that no step appears twice; in TensorBoard's files, which only ever grow, it is marked as void.
+    A resumed run goes on in the same file: what an earlier run recorded after the step it is resumed from is dropped,
+    so that no step appears twice.
+
+    Args:
+        path: The file; made if it is not there, with its folder.
+        resume_step: The step the run starts from.
+
+    Raises:
+        UserError: The operating system refused to write, here and in the methods: a full disk for example.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        self._path = path
+        with os_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _keep_until(path, resume_step)
+            self._file = path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write one record; a number in it that is not finite becomes null, in lists and mappings too."""
+        line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
+        with os_errors_named(self._path):
+            # One write call for the whole line: whoever reads along never sees half of one from a living writer.
+            self._file.write(line)
+            self._file.flush()
+
+    def flush(self) -> None:
+        """Put everything on disk; called before a checkpoint, so that a run resumed from it has all records."""
+        with os_errors_named(self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._file.close()
+
+
+class MetricsWriter:
+    """Writes the records of a run; in TensorBoard's files, which only ever grow, dropped ones are marked as void.
 
     Args:
         run_dir: `run.dir`; made if it is not there.
@@ -49,15 +85,11 @@ class MetricsWriter:
         config: The run, for TensorBoard's layout, text and table of hyper-parameters.
 
     Raises:
-        UserError: The operating system refused to write, here and in the methods: a full disk for example.
+        UserError: As `RecordFile`.
     """
 
     def __init__(self, run_dir: Path, *, resume_step: int = 0, config: Config | None = None) -> None:
-        self._path = run_dir / METRICS_FILE
-        with os_errors_named(self._path):
-            run_dir.mkdir(parents=True, exist_ok=True)
-            _keep_until(self._path, resume_step)
-            self._file = self._path.open("ab")
+        self._records = RecordFile(run_dir / METRICS_FILE, resume_step=resume_step)
         self._events = EventFile(run_dir / TENSORBOARD_FOLDER, first_step=resume_step + 1, config=config)
 
     def write(self, record: Mapping[str, Number | None]) -> None:
@@ -68,17 +100,12 @@ class MetricsWriter:
         """
         step = int(_plain(record["step"]))
         values = {name: _plain(value) for name, value in record.items() if name != "step" and value is not None}
-        line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with os_errors_named(self._path):
-            # One write call for the whole line: whoever reads along never sees half of one from a living writer.
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+        self._records.write({"step": step} | values)
         self._events.write(step, values)
 
     def flush(self) -> None:
-        """Put everything on disk; called before a checkpoint, so that a run resumed from it has all records."""
-        with os_errors_named(self._path):
-            os.fsync(self._file.fileno())
+        """Put everything on disk, as `RecordFile.flush`."""
+        self._records.flush()
         self._events.sync()
 
     def finish(self) -> None:
@@ -88,7 +115,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
-        for file in (self._file, self._events):
+        for file in (self._records, self._events):
             # What a full disk refused is tried again here, and has been reported.
             with contextlib.suppress(OSError):
                 file.close()
@@ -179,3 +206,12 @@ def _plain(value: Number | None) -> int | float:
     """A Python number from whatever holds one, a tensor or a numpy scalar."""
     assert value is not None
     return value if isinstance(value, int | float) else float(value)
+
+
+def _finite(value: Any) -> Any:
+    """A value of a record as JSON may have it."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

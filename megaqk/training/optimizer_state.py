@@ -43,7 +43,7 @@ def named_fragments(engine: TrainingEngine) -> Iterator[tuple[str, Fragment]]:
 def written_parts(engine: TrainingEngine) -> Iterator[Part]:
     """What this rank writes: each element of the model and of the optimizer's state is written by one rank."""
     for name, fragment in named_fragments(engine):
-        yield from _parts(fragment, name, *_share(fragment, name, engine), engine)
+        yield from _parts(fragment, name, *owned_range(fragment, name, engine), engine)
 
 
 def held_parts(engine: TrainingEngine) -> Iterator[Part]:
@@ -52,8 +52,11 @@ def held_parts(engine: TrainingEngine) -> Iterator[Part]:
         yield from _parts(fragment, name, fragment.first, fragment.end, engine)
 
 
-def _share(fragment: Fragment, name: str, engine: TrainingEngine) -> tuple[int, int]:
-    """The part of a fragment that is this rank's to write; empty where others have the same."""
+def owned_range(fragment: Fragment, name: str, engine: TrainingEngine) -> tuple[int, int]:
+    """The part of a fragment that is this rank's to write or to count, as (first, end) of the flattened shard.
+
+    It is empty where others have the same: over all ranks each element of the model falls into one such range.
+    """
     world = engine.world
     first, end = fragment.first, fragment.end
     elsewhere = sharding_of(fragment.parameter).dim is None and world.coordinate.tensor > 0
@@ -72,7 +75,7 @@ def elements_to_write(engine: TrainingEngine) -> int:
     """How many `written_parts` have together; known before the first step, which makes the optimizer's state."""
     count = 0
     for name, fragment in named_fragments(engine):
-        first, end = _share(fragment, name, engine)
+        first, end = owned_range(fragment, name, engine)
         count += (end - first) * (1 + len(engine.owner_of(name).state))
     return count
 

@@ -154,13 +154,13 @@ class Trainer:
         for hook in self.hooks:
             hook.load_state(loaded.state["hooks"].get(type(hook).__name__, {}))
 
-    def batches(self, dataset: Dataset) -> RankBatches:
-        """What this rank reads of a data set."""
+    def batches(self, dataset: Dataset, *, alike: bool = False) -> RankBatches:
+        """What this rank reads of a data set; where `alike`, what every data-parallel rank reads."""
         return RankBatches(
             dataset,
             micro_batch=self.config.training.micro_batch_size,
-            data_rank=self.world.coordinate.data,
-            data_size=self.world.data,
+            data_rank=0 if alike else self.world.coordinate.data,
+            data_size=1 if alike else self.world.data,
             separate_at=self.inputs.prepared.eod_id if self.config.data.separate_documents else None,
         )
 

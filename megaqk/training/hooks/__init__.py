@@ -6,6 +6,7 @@ from megaqk.training.hooks.display import Display
 from megaqk.training.hooks.evaluation import Evaluation
 from megaqk.training.hooks.fault_watch import FaultWatch
 from megaqk.training.hooks.logging import StepRecords
+from megaqk.training.hooks.probing import Probing
 from megaqk.training.hooks.recording import Recording
 from megaqk.training.hooks.result import ResultFile
 from megaqk.training.hooks.saving import Saving
@@ -19,6 +20,7 @@ def default_hooks() -> list[Hook]:
         Display(),
         StepRecords(),
         Evaluation(),
+        Probing(),
         Saving(),
         FaultWatch(),
         Curves(),

@@ -1,0 +1,98 @@
+"""Probes of the model while it trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from megaqk.training.probe_measurement import measure
+from megaqk.training.probe_writer import ProbeWriter
+from megaqk.training.step_watch import StepWatch
+from megaqk.training.trainer import Hook, Step, Trainer
+
+
+class Probing(Hook):
+    """Measures before the first step, every `probes.every` steps and at the end; between them it does nothing."""
+
+    _watch: StepWatch | None = None
+    _writer: ProbeWriter | None = None
+    _above = False
+
+    def start(self, run: Trainer) -> None:
+        """Go on where the checkpoint left the files; measure a model that has not been trained."""
+        if not run.config.probes.every:
+            return
+        self._watch = StepWatch(run.engine)
+        if run.world.rank == 0:
+            self._writer = ProbeWriter(run.run_dir, resume_step=run.progress.step)
+        if run.progress.step == 0:
+            self._measure(run, None)
+        self._arm(run)
+
+    def went_back(self, run: Trainer) -> None:
+        """Drop what was measured since."""
+        self.close()
+        self.start(run)
+
+    def step(self, run: Trainer, step: Step) -> None:
+        """Measure when it is due, and watch the next step if it is due then."""
+        if self._watch is None:
+            return
+        every, now = run.config.probes.every, step.progress.step
+        if step.last or now % every == 0:
+            self._watch.disarm()
+            self._measure(run, None if run.engine.skipped else self._watch)
+            # Ever more rarely: what is drawn grows, and a long run is not to draw all the time.
+            if self._writer is not None and (step.last or (now // every).bit_count() == 1):
+                with run.speed.aside():
+                    self._writer.draw()
+        self._arm(run)
+
+    def _arm(self, run: Trainer) -> None:
+        following = run.progress.step + 1
+        due = following % run.config.probes.every == 0 or following == run.config.training.steps
+        if self._watch is not None and due:
+            self._watch.arm()
+
+    def _measure(self, run: Trainer, watch: StepWatch | None) -> None:
+        splits = run.inputs.splits
+        stream = run.batches(splits.train if splits.valid is None else splits.valid, alike=True)
+        batches = list(stream.read(0, run.config.probes.micro_batches))
+        measured = measure(run.engine, batches, watch, run.pulse)
+        if measured is not None and self._writer is not None:
+            self._writer.write({"step": run.progress.step, "tokens": run.progress.tokens, **measured})
+            self._alert(run, measured["logit_max"])
+
+    def _alert(self, run: Trainer, largest: Sequence[Sequence[float]]) -> None:
+        limit = run.config.probes.max_logit_alert
+        if limit is None:
+            return
+        heads = ((value, layer, head) for layer, row in enumerate(largest) for head, value in enumerate(row))
+        above = [head for head in heads if head[0] > limit]
+        if above and not self._above:
+            run.log.warning(
+                "step %d: an attention logit of %.4g in layer %d, head %d is above probes.max_logit_alert = %g",
+                run.progress.step,
+                *max(above),
+                limit,
+            )
+        self._above = bool(above)
+
+    def saving(self, run: Trainer) -> None:
+        """Put everything on disk: a run resumed from the checkpoint has all records before it."""
+        del run
+        if self._writer is not None:
+            self._writer.flush()
+
+    def state(self) -> dict[str, Any]:
+        """Whether the alert has been given."""
+        return {"above": self._above}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self._above = state.get("above", False)
+
+    def close(self) -> None:
+        """Close the files, and look at no step."""
+        if self._watch is not None:
+            self._watch.disarm()
+        if self._writer is not None:
+            self._writer.close()
