@@ -67,7 +67,7 @@ def pathwise_section(
         if not change.closure() <= CLOSURE:
             raise FaultError(
                 f"the parts of the change of the logits of layer {layer} from step {before.step} to {after.step} "
-                f"miss the whole by {change.closure():.1e} of it, which must be at most {CLOSURE:.0e}; no analysis was written"
+                f"miss the whole by {change.closure():.1e} of it, more than {CLOSURE:.0e}; no analysis was written"
             )
     by_head = [(change.root_mean_squares(), change.shares()) for change in changes]
     by_layer = [(whole.root_mean_squares(), whole.shares()) for whole in (change.together() for change in changes)]

@@ -21,9 +21,11 @@ def upper_layers(config: Config, first: int | None = None) -> tuple[int, ...]:
             those from one above the first to the last, else l >= L / 2.
 
     Raises:
-        UserError: `first` is no layer that has others below it.
+        UserError: `first` is no layer that has others below it, or no layer has.
     """
     num_layers = config.model.num_layers
+    if num_layers == 1:
+        raise UserError("model.num_layers = 1: must be at least 2, for upper and lower layers")
     if first is not None:
         if not 0 < first < num_layers:
             raise UserError(f"--upper = {first}: must be in [1, model.num_layers = {num_layers})")
@@ -76,9 +78,9 @@ def timing_index(
         "lower_stable": last_crossing(stability, thresholds.stability),
     }
     index: dict[str, Any] = {"sharpness_threshold": sharp, "stability_threshold": thresholds.stability}
-    for unit, axis in (("steps", steps), ("tokens", tokens)):
+    for unit, suffix, axis in (("steps", "step", steps), ("tokens", "tokens", tokens)):
         found = {name: None if place is None else _at(axis, place) for name, place in places.items()}
-        index |= {f"{name}_{unit.removesuffix('s') if unit == 'steps' else unit}": at for name, at in found.items()}
+        index |= {f"{name}_{suffix}": at for name, at in found.items()}
         upper, lower = found["upper_sharp"], found["lower_stable"]
         index[unit] = None if upper is None or lower is None else upper - lower
     return index
