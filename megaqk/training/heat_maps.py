@@ -45,6 +45,7 @@ def heat_maps(records: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         `probes/NAME/layer_by_step` over all records, and `probes/NAME/head_by_layer` of the last.
     """
     steps = [record["step"] for record in records]
+    # The cell of a step begins at it.
     edges = [*steps, 2 * steps[-1] - steps[-2] if len(steps) > 1 else steps[-1] + 1]
     pictures = {}
     for name in _BY_STEP:
@@ -55,8 +56,7 @@ def heat_maps(records: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         layers = [[float("nan") if value is None else value for value in layer] for layer in records[-1][name]]
         by_head = [list(head) for head in zip(*layers, strict=True)]
         title = f"{name}, step {steps[-1]}"
-        edges = list(range(len(layers) + 1))
-        pictures[f"probes/{name}/head_by_layer"] = _draw(by_head, edges, title, "layer", "head")
+        pictures[f"probes/{name}/head_by_layer"] = _draw(by_head, _around(layers), title, "layer", "head")
     return pictures
 
 
@@ -68,14 +68,21 @@ def _known(name: str, value: Any) -> float:
     return _SUMMARIES[name](values) if name in _SUMMARIES else values[0]
 
 
+def _around(items: Sequence[Any]) -> list[float]:
+    """The edges of cells whose middles are the numbers of some things."""
+    return [index - 0.5 for index in range(len(items) + 1)]
+
+
 def _draw(rows: Sequence[Sequence[float]], edges: Sequence[float], title: str, across: str, up: str) -> bytes:
     # Half a second to import, and only rank 0 draws.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.0, 4.0))
     axes = figure.subplots()
-    mesh = axes.pcolormesh(edges, range(len(rows) + 1), rows)
+    mesh = axes.pcolormesh(edges, _around(rows), rows)
     axes.set(title=title, xlabel=across, ylabel=up)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     figure.colorbar(mesh)
     with io.BytesIO() as stream:
         figure.savefig(stream, format="png", dpi=100)

@@ -57,7 +57,7 @@ def measure(
     if watch is not None:
         table["squares"].copy_(watch.squares)
     if world.rank == 0:
-        table["loss"].copy_(loss)
+        table["loss"].copy_(loss.view(()))  # the pipeline engine gives a list of one
         if watch is not None:
             table["norm"].fill_(engine.engine.get_global_grad_norm())
     if world.coordinate.data == 0:  # the others have the same

@@ -1,8 +1,8 @@
 """Probes of the model while it trains."""
 
-from collections.abc import Sequence
 from typing import Any
 
+from megaqk.probing.logit_alert import LogitAlert
 from megaqk.training.probe_measurement import measure
 from megaqk.training.probe_writer import ProbeWriter
 from megaqk.training.step_watch import StepWatch
@@ -14,13 +14,16 @@ class Probing(Hook):
 
     _watch: StepWatch | None = None
     _writer: ProbeWriter | None = None
-    _above = False
+    _alert: LogitAlert | None = None
+    _alerted = False
 
     def start(self, run: Trainer) -> None:
         """Go on where the checkpoint left the files; measure a model that has not been trained."""
         if not run.config.probes.every:
             return
         self._watch = StepWatch(run.engine)
+        if run.config.probes.max_logit_alert is not None:
+            self._alert = LogitAlert(run.config.probes.max_logit_alert, above=self._alerted)
         if run.world.rank == 0:
             self._writer = ProbeWriter(run.run_dir, resume_step=run.progress.step)
         if run.progress.step == 0:
@@ -40,11 +43,11 @@ class Probing(Hook):
         if step.last or now % every == 0:
             self._watch.disarm()
             self._measure(run, None if run.engine.skipped else self._watch)
-            # Ever more rarely: what is drawn grows, and a long run is not to draw all the time.
-            if self._writer is not None and (step.last or (now // every).bit_count() == 1):
+            if self._writer is not None and (step.last or _draws_after(now // every)):
                 with run.speed.aside():
                     self._writer.draw()
-        self._arm(run)
+        if not step.last:
+            self._arm(run)
 
     def _arm(self, run: Trainer) -> None:
         following = run.progress.step + 1
@@ -59,22 +62,13 @@ class Probing(Hook):
         measured = measure(run.engine, batches, watch, run.pulse)
         if measured is not None and self._writer is not None:
             self._writer.write({"step": run.progress.step, "tokens": run.progress.tokens, **measured})
-            self._alert(run, measured["logit_max"])
-
-    def _alert(self, run: Trainer, largest: Sequence[Sequence[float]]) -> None:
-        limit = run.config.probes.max_logit_alert
-        if limit is None:
-            return
-        heads = ((value, layer, head) for layer, row in enumerate(largest) for head, value in enumerate(row))
-        above = [head for head in heads if head[0] > limit]
-        if above and not self._above:
-            run.log.warning(
-                "step %d: an attention logit of %.4g in layer %d, head %d is above probes.max_logit_alert = %g",
-                run.progress.step,
-                *max(above),
-                limit,
-            )
-        self._above = bool(above)
+            if self._alert is not None and (news := self._alert.look(measured["logit_max"])):
+                run.log.warning(
+                    "step %d: an attention logit of %.4g in layer %d, head %d is above probes.max_logit_alert = %g",
+                    run.progress.step,
+                    *news,
+                    run.config.probes.max_logit_alert,
+                )
 
     def saving(self, run: Trainer) -> None:
         """Put everything on disk: a run resumed from the checkpoint has all records before it."""
@@ -84,11 +78,11 @@ class Probing(Hook):
 
     def state(self) -> dict[str, Any]:
         """Whether the alert has been given."""
-        return {"above": self._above}
+        return {"alerted": self._alert is not None and self._alert.above}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
-        self._above = state.get("above", False)
+        self._alerted = state.get("alerted", False)
 
     def close(self) -> None:
         """Close the files, and look at no step."""
@@ -96,3 +90,8 @@ class Probing(Hook):
             self._watch.disarm()
         if self._writer is not None:
             self._writer.close()
+
+
+def _draws_after(probes: int) -> bool:
+    """Whether there are pictures after so many probes: ever more rarely, since each has all that came before."""
+    return probes >= 4 and probes.bit_count() == 1
