@@ -1,4 +1,4 @@
-"""`megaqk probe` on a run of four ranks: against the run's own probes, a model edited by hand, and what a user can cause."""
+"""`megaqk probe` on a run of four ranks: against its own probes, a model edited by hand, what a user can cause."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ import torch
 from megaqk import cli
 from megaqk.analysis.material import open_material
 from megaqk.analysis.passes import mean_loss
+from megaqk.checkpoint.reader import Checkpoint
 from tests.distributed import commands
 from tests.harness import run_distributed
 
@@ -78,8 +79,7 @@ def test_everything_is_there(analysis: dict[str, Any]) -> None:
     assert torch.tensor(analysis["reliance_head"]).shape == (steps, LAYERS, HEADS)
     assert analysis["stability_cka"][-1] == pytest.approx([1] * LAYERS)
     assert all(0 < value < 0.9999 for value in analysis["stability_cka"][0])
-    index = analysis["timing_index"]
-    assert index["steps"] == index["upper_sharp_step"] - index["lower_stable_step"]
+    assert 0 <= analysis["timing_index"]["lower_stable_step"] < 6
     for one, (first, end) in zip(analysis["pathwise"], ((0, 2), (2, 4), (4, 6)), strict=True):
         assert (one["from"], one["to"]) == (first, end)
         assert 0 < one["closure"] < 1e-10
@@ -146,9 +146,12 @@ def test_what_a_user_can_cause_is_one_line(run_dir: Path, tmp_path: Path, capsys
     (tmp_path / "empty").mkdir()
     damaged = Path(shutil.copytree(run_dir, tmp_path / "damaged"))
     (damaged / "analysis.json").unlink(missing_ok=True)
-    file = max((damaged / "checkpoints" / "step-4").iterdir(), key=lambda path: path.stat().st_size)
+    name, piece = next(
+        iter(Checkpoint(folder := damaged / "checkpoints" / "step-4").index.pieces["weight/embedding.weight"])
+    )
+    file = folder / name
     content = bytearray(file.read_bytes())
-    content[-5] ^= 1
+    content[piece.offset] ^= 1
     file.write_bytes(content)
     cases = [
         ([tmp_path / "empty"], "has no checkpoints: must be the run.dir of a run"),
