@@ -6,14 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from megaqk.analysis.changes import change_of_logits, reading_of
+from megaqk.analysis.changes import change_of_logits, pathwise_section, reading_of
+from megaqk.analysis.material import Snapshot
 from megaqk.analysis.passes import BlockView, block_views, mean_loss
 from megaqk.config.model import ModelConfig
+from megaqk.config.root import Config
+from megaqk.errors import FaultError
 from megaqk.model.batch import plain_positions
 from megaqk.model.context import ModelContext
 from megaqk.model.core_attention import causal_scores
 from megaqk.model.decoder import Decoder
 from megaqk.parallel.cross_entropy import IGNORE_INDEX
+from megaqk.probing.pathwise import Decomposition
 
 VOCAB, LENGTH, LAYERS = 48, 12, 3
 
@@ -77,7 +81,14 @@ def test_parts_of_a_block(keys: dict[str, Any], apart: bool) -> None:
 def test_another_input_than_attention_reads_does_not_close() -> None:
     inputs = batch()
     a, b = (list(block_views(model(seed, {"preset": "gpt"}, False), inputs)) for seed in (1, 2))
-    assert change_of_logits(reading_of(a[1]), reading_of(b[2]), b[1], inputs[1]).closure() > 1e-3
+    wrong = change_of_logits(reading_of(a[1]), reading_of(b[2]), b[1], inputs[1])
+    assert wrong.closure() > 1e-3
+    before, after = (Snapshot(step=step, tokens=0, config=Config(), checkpoint=None) for step in (10, 20))
+    right = change_of_logits(reading_of(a[0]), reading_of(b[0]), b[0], inputs[1])
+    lost = Decomposition(right.gram * torch.nan, right.entries)
+    for change in (wrong, lost):
+        with pytest.raises(FaultError, match="logits of layer 1 from step 10 to 20 miss the whole by"):
+            pathwise_section(before, after, [right, change], [[1, 1], [1, 1]])
 
 
 def test_the_loss_is_a_mean_over_labels_that_count() -> None:
