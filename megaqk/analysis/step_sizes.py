@@ -18,7 +18,7 @@ def step_size_factors(config: Config, first: int, end: int) -> dict[str, list[fl
         end: Steps taken after them.
     """
     # Neither groups nor rates depend on the size of the vocabulary.
-    parameters = parameter_inventory(config, rows=config.parallel.tensor)
+    parameters = parameter_inventory(config, rows=1)
     groups = plan_groups(config, parameters)
     rates, totals = Rates(config, groups), dict.fromkeys((group.name for group in groups), 0.0)
     for step in range(first, end):

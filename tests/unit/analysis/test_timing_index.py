@@ -70,3 +70,8 @@ def test_upper_layers(timing: dict[str, Any], upper: tuple[int, ...]) -> None:
     assert upper_layers(config, 1) == (1, 2, 3, 4, 5)
     with pytest.raises(UserError, match="--upper = 6: must be in"):
         upper_layers(config, 6)
+
+
+def test_one_layer_is_neither_upper_nor_lower() -> None:
+    with pytest.raises(UserError, match=r"model.num_layers = 1: must be at least 2"):
+        upper_layers(Config.model_validate({"model": {"num_layers": 1}}))
