@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from megaqk.analysis.passes import BlockView, block_views, loss_without, mean_lo
 from megaqk.analysis.timing_index import Thresholds, timing_index
 from megaqk.errors import UserError
 from megaqk.probing.attention_statistics import AttentionStatistics
+from megaqk.probing.block_statistics import EnergyKind
 from megaqk.probing.pathwise import Decomposition
 from megaqk.probing.similarity import linear_cka, mean_cosine
 
@@ -86,7 +87,7 @@ class Measurements:
         seen, positions = view.seen, self.material.inputs[1]
         attention = AttentionStatistics()
         attention.add(seen["query"], seen["key"], positions if view.block.context.separate_documents else None)
-        energy = {kind: float(seen[kind].square().mean()) for kind in seen}
+        energy = {kind: float(seen[kind].square().mean()) for kind in get_args(EnergyKind)}
         features = view.after.flatten(0, 1), reference.flatten(0, 1)
         return {
             **{name: by_head.tolist() for name, by_head in attention.result().items()},

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import torch
@@ -32,6 +33,11 @@ class BlockView:
     after: Tensor
 
 
+def _keep(seen: dict[TapKind, Tensor], kind: TapKind, layer: int, activation: Tensor) -> None:
+    del layer
+    seen[kind] = activation
+
+
 def block_views(decoder: Decoder, inputs: Stream) -> Iterator[BlockView]:
     """Run a batch through the blocks, one at each step of the iterator, which alone holds activations."""
     taps, blocks = decoder.context.taps, decoder.specs[_BEFORE_BLOCKS:-_AFTER_BLOCKS]
@@ -43,8 +49,7 @@ def block_views(decoder: Decoder, inputs: Stream) -> Iterator[BlockView]:
         with ExitStack() as stack:
             for kind in get_args(TapKind):
                 if kind != "scores":
-                    watcher = lambda _, x, kind=kind, seen=seen: seen.update({kind: x})  # noqa: E731
-                    stack.enter_context(taps.watching(kind, watcher))
+                    stack.enter_context(taps.watching(kind, partial(_keep, seen, kind)))
             stream = block(stream)
         yield BlockView(block=block, seen=seen, after=stream[0])
 
