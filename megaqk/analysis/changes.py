@@ -44,8 +44,7 @@ def change_of_logits(before: Reading, after: Reading, view: BlockView, positions
         for features, weights in ((before, before), (before, after), (after, before), (after, after))
     ]
     query, key = (Corners(*part) for part in zip(*corners, strict=True))
-    documents = positions if view.block.context.separate_documents else None
-    return decompose(query, key, (view.seen["query"], view.seen["key"]), documents)
+    return decompose(query, key, (view.seen["query"], view.seen["key"]), view.seen.get("documents"))
 
 
 def pathwise_section(

@@ -82,11 +82,11 @@ class Measurements:
             self.pathwise.append(pathwise_section(self._before, snapshot, changes, energies))
         self._readings, self._before = readings, snapshot
 
-    def _measured(self, view: BlockView, reference: Tensor) -> dict[str, Any]:
+    @staticmethod
+    def _measured(view: BlockView, reference: Tensor) -> dict[str, Any]:
         """What is measured of a block alone."""
-        seen, positions = view.seen, self.material.inputs[1]
-        attention = AttentionStatistics()
-        attention.add(seen["query"], seen["key"], positions if view.block.context.separate_documents else None)
+        seen, attention = view.seen, AttentionStatistics()
+        attention.add(seen["query"], seen["key"], seen.get("documents"))
         energy = {kind: float(seen[kind].square().mean()) for kind in get_args(EnergyKind)}
         features = view.after.flatten(0, 1), reference.flatten(0, 1)
         return {

@@ -74,6 +74,8 @@ class Attention(nn.Module):
         value, context = self._by_head(value), self.context
         documents = positions if context.separate_documents else None
         if context.taps:
+            if documents is not None:
+                context.taps.show("documents", self.index, documents)
             context.taps.show("query", self.index, query)
             context.taps.show("key", self.index, key)
             if context.taps.wants("scores"):
