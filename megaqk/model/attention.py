@@ -54,14 +54,24 @@ class Attention(nn.Module):
         query, key, value = self.qkv(x)
         return self.output(self._mix(query, key, value, positions, first_sample))  # type: ignore[no-any-return]
 
+    def queries_and_keys(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of x and positions as in `forward`, (B, heads, S, D) and (B, kv heads, S, D), as they meet."""
+        query, key, _ = self.qkv(x)
+        return self._as_they_meet(self._by_head(query), self._by_head(key), positions)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def _as_they_meet(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise and rotate, where the model does that."""
+        if self.context.model.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return (query, key) if self.rotary is None else self.rotary(query, key, positions)
+
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor, first_sample: int) -> Tensor:
         """Mix (B, S, heads x D) values over positions; every rank has the whole sequence of its own heads."""
-        query, key, value = (x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in (query, key, value))
-        context = self.context
-        if context.model.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if self.rotary is not None:
-            query, key = self.rotary(query, key, positions)
+        query, key = self._as_they_meet(self._by_head(query), self._by_head(key), positions)
+        value, context = self._by_head(value), self.context
         documents = positions if context.separate_documents else None
         if context.taps:
             if documents is not None:
@@ -70,6 +80,8 @@ class Attention(nn.Module):
             context.taps.show("key", self.index, key)
             if context.taps.wants("scores"):
                 context.taps.show("scores", self.index, causal_scores(query.detach(), key.detach(), documents))
+        if context.uniform:
+            query = context.uniform.applied(self.index, query)
         dropout = context.model.attention_dropout if self.training else 0.0
         seeds = (
             context.rng.seeds(first_sample, len(query), f"layers.{self.index}.attention", sharded=True)

@@ -48,8 +48,9 @@ class Block(nn.Module):
         # Counted outside the recomputed part, so that both passes draw the same dropout masks.
         drops = self.training and self.context.model.drops
         first_sample = self.context.rng.next_call(f"layers.{self.index}") if drops else 0
-        # What watches from outside sees no activation of a compiled block.
-        function = self._recomputed if self.context.taps else self._compiled
+        # What watches or changes attention from outside does not reach into a compiled block.
+        outside = self.context.taps or self.context.uniform
+        function = self._recomputed if outside else self._compiled
         return function(hidden, positions, first_sample), positions
 
     def _recomputed(self, hidden: Tensor, positions: Tensor, first_sample: int) -> Tensor:

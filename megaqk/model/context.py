@@ -7,6 +7,7 @@ import torch
 from megaqk.config.model import ModelConfig
 from megaqk.config.root import Config
 from megaqk.model.taps import Taps
+from megaqk.model.uniform import UniformAttention
 from megaqk.parallel.rng import DropoutRng
 from megaqk.parallel.tensor_parallel import TensorParallel
 
@@ -27,6 +28,7 @@ class ModelContext:
         tp: The tensor-parallel group.
         rng: Source of dropout masks.
         taps: Who watches the activations.
+        uniform: Which heads attend to all they see alike.
     """
 
     model: ModelConfig
@@ -39,6 +41,7 @@ class ModelContext:
     tp: TensorParallel = field(default_factory=TensorParallel)
     rng: DropoutRng = field(default_factory=DropoutRng)
     taps: Taps = field(default_factory=Taps)
+    uniform: UniformAttention = field(default_factory=UniformAttention)
 
 
 def is_compiled(config: Config, device: torch.device) -> bool:

@@ -102,6 +102,7 @@ class Decoder(nn.Module):
 
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
+        self.context = context
         self.specs = layer_specs(context)
         self.loss = decoder_loss(context)
         self.tokens = local_tokens(context.tokens, context.rows, context.tp)
@@ -117,18 +118,18 @@ class Decoder(nn.Module):
 
     def logits(self, inputs: Stream) -> Tensor:
         """This rank's logits (B, S, local tokens), without padding, of token ids and positions (B, S)."""
-        return self._padded_logits(inputs)[..., : self.tokens]
+        return self.through(self.specs, inputs)[..., : self.tokens]  # type: ignore[no-any-return]
 
-    def _padded_logits(self, inputs: Stream) -> Tensor:
-        x: Any = inputs
-        for spec in self.specs:
+    def through(self, specs: Sequence[LayerSpec], x: Any) -> Any:
+        """What some of the layers, in order, make of the output of the one before them."""
+        for spec in specs:
             module = self.layer(spec.name)
             x = module(x) if spec.forward is None else spec.forward(module, x)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def forward(self, inputs: Stream, labels: Labels) -> Tensor:
         """Loss of a micro-batch of inputs (see `logits`) and labels (see `decoder_loss`)."""
-        return self.loss(self._padded_logits(inputs), labels)
+        return self.loss(self.through(self.specs, inputs), labels)
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """This rank's parameters by global name, in the order of the list."""

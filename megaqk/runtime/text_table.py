@@ -17,4 +17,4 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell or cell == "..." or cell[0].isdigit()
+    return not cell or cell == "..." or cell.lstrip("-")[:1].isdigit()

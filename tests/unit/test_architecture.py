@@ -24,6 +24,10 @@ ABOVE = {
     "training": {
         *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
     },
+    "analysis": {
+        *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
+        "training",
+    },
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
     "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
 }

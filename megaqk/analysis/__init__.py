@@ -1,0 +1,1 @@
+"""What the kept checkpoints of a run tell, in one process and without DeepSpeed."""
