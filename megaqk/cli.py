@@ -16,6 +16,7 @@ from megaqk.preflight.preflight import add_preflight_command
 from megaqk.runs import add_runs_command
 from megaqk.runtime.launch import launched_rank, started_by_mpi
 from megaqk.runtime.streams import lossy_stream
+from megaqk.studies.study_commands import add_study_command
 from megaqk.tensorboard import add_tensorboard_command
 from megaqk.training.command import add_pretrain_command
 
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_tensorboard_command(subparsers)
     add_runs_command(subparsers)
     add_checkpoint_command(subparsers)
+    add_study_command(subparsers)
     return parser
 
 

@@ -39,8 +39,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: One line that names the first refused key, its value and what is allowed.
     """
+    raw = read_mapping(Path(path), "sections such as model and training")
+    for override in overrides:
+        apply_override(raw, override)
+    return build_config(raw)
+
+
+def read_mapping(path: Path, of_what: str) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one.
+
+    Raises:
+        UserError: It cannot be read, is no YAML, or holds something else than a mapping `of_what`.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"{path}: cannot be read as a configuration: {reason}") from None
@@ -50,10 +62,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: {error}") from None
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: {show(raw)}: must be a mapping of sections such as model and training")
-    for override in overrides:
-        _apply(raw, override)
-    return build_config(raw)
+        raise UserError(f"{path}: {show(raw)}: must be a mapping of {of_what}")
+    return raw
 
 
 def build_config(raw: dict[str, Any]) -> Config:
@@ -110,8 +120,12 @@ def _separate_rules(raw: dict[str, Any]) -> None:
         rule["layers"] = {form: value for form, value in rule["layers"].items() if value is not None}
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Write one `a.b.c=value` into the plain values, in place."""
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Write one `a.b.c=value` into plain values, in place.
+
+    Raises:
+        UserError: It is none, or there is no such place.
+    """
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):

@@ -32,35 +32,36 @@ _KINDS = {
 _NAMES_KEY = re.compile(r"[A-Za-z_][\w.\[\]]* = ")
 
 
-def describe(error: ValidationError) -> list[str]:
+def describe(error: ValidationError, root: type[BaseModel] = Config) -> list[str]:
     """Translate validation errors.
 
     Args:
-        error: What `Config.model_validate` raised.
+        error: What `model_validate` raised.
+        root: Whose.
 
     Returns:
         A line `key = value: what is allowed` for each refused key, in the order of the schema, unknown keys first:
         a misspelt key is the likelier cause of whatever else is wrong.
     """
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    return list(dict.fromkeys(map(_describe_one, problems)))
+    return list(dict.fromkeys(_describe_one(problem, root) for problem in problems))
 
 
-def _describe_one(problem: Mapping[str, Any]) -> str:
+def _describe_one(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
     location: tuple[int | str, ...] = problem["loc"]
     key, value, kind = _join(location), show(problem["input"]), problem["type"]
     if kind == "extra_forbidden":
-        return f"{key} = {value}: unknown key; {_suggest(location)}"
+        return f"{key} = {value}: unknown key; {_suggest(location, root)}"
     if kind == "value_error":
         return _own_message(key, value, str(problem["ctx"]["error"]))
     if kind == "missing" and isinstance(location[-1], int):
-        return f"{_join(location[:-1])} = {value}: must have {_length(location[:-1])} entries"
+        return f"{_join(location[:-1])} = {value}: must have {_length(location[:-1], root)} entries"
     if kind == "missing":
         return f"{key}: must be given"
     if kind == "invalid_key" or location[-1] == "[key]":
         *section, name = (part for part in location if part != "[key]")
         return f"{_join((*section, str(name)))}: a key must be text"
-    return f"{key} = {value}: {_allowed(kind, problem)}{', or null' if type(None) in _members(location) else ''}"
+    return f"{key} = {value}: {_allowed(kind, problem)}{', or null' if type(None) in _members(location, root) else ''}"
 
 
 def _allowed(kind: str, problem: Mapping[str, Any]) -> str:
@@ -88,34 +89,34 @@ def _join(location: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
 
 
-def _suggest(location: tuple[int | str, ...]) -> str:
+def _suggest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
     """What the user may have meant: a similar key of the section, the same key elsewhere, or all that there is."""
-    section = _section_at(location[:-1])
+    section = _section_at(location[:-1], root)
     wrong, prefix = str(location[-1]), _join(location[:-1])
     near = difflib.get_close_matches(wrong, section.model_fields, n=1)
     if near:
         return f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-    sections = Config.model_fields.items()
+    sections = root.model_fields.items()
     same = [f"{name}.{wrong}" for name, field in sections if wrong in getattr(field.annotation, "model_fields", ())]
     if same:
         return f"did you mean {' or '.join(same)}?"
     return f"allowed in {prefix or 'the file'}: {', '.join(section.model_fields)}"
 
 
-def _members(location: tuple[int | str, ...]) -> tuple[Any, ...]:
+def _members(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[Any, ...]:
     """The type of the key that a location leads to, and what that is made of: `int | None` holds `int` and None."""
-    field = _section_at(location[:-1]).model_fields.get(str(location[-1])) if location else None
+    field = _section_at(location[:-1], root).model_fields.get(str(location[-1])) if location else None
     return (field.annotation, *get_args(field.annotation)) if field else ()
 
 
-def _length(location: tuple[int | str, ...]) -> int:
+def _length(location: tuple[int | str, ...], root: type[BaseModel]) -> int:
     """Entries of a list of fixed length."""
-    return next(len(get_args(member)) for member in _members(location) if get_origin(member) is tuple)
+    return next(len(get_args(member)) for member in _members(location, root) if get_origin(member) is tuple)
 
 
-def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+def _section_at(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
     """The schema of the last section on the way that a location describes."""
-    section: type[BaseModel] = Config
+    section = root
     for part in location:
         if isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation

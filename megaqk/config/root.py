@@ -9,6 +9,7 @@ from megaqk.config.data import DataConfig
 from megaqk.config.model import ModelConfig
 from megaqk.config.optimization import OptimizerConfig, ScheduleConfig
 from megaqk.config.probes import ProbesConfig
+from megaqk.config.qk_clip import QkClipConfig
 from megaqk.config.qk_timing import QkTimingConfig
 from megaqk.config.run import (
     CheckpointConfig,
@@ -31,6 +32,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     qk_timing: QkTimingConfig = QkTimingConfig()
+    qk_clip: QkClipConfig = QkClipConfig()
     data: DataConfig = DataConfig(text="builtin")
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -89,6 +91,11 @@ class Config(Section):
             not self.data.separate_documents or not model.attention_dropout,
             "model.attention_dropout",
             "must be 0 with data.separate_documents = true",
+        )
+        self._require(
+            self.qk_clip.threshold is None or not model.qk_norm,
+            "qk_clip.threshold",
+            "must be null with model.qk_norm = true, which undoes any scale",
         )
         # ZeRO-3 fetches weights by hooks inside a block, and dropout seeds its generators on the host.
         for key, possible in (("parallel.zero_stage", parallel.zero_stage < 3), ("model.dropout", not model.drops)):

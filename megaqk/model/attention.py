@@ -64,6 +64,8 @@ class Attention(nn.Module):
             query, key = self.rotary(query, key, positions)
         documents = positions if context.separate_documents else None
         if context.taps:
+            if documents is not None:
+                context.taps.show("documents", self.index, documents)
             context.taps.show("query", self.index, query)
             context.taps.show("key", self.index, key)
             if context.taps.wants("scores"):

@@ -6,11 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-TapKind = Literal["attention_residual", "ffn_residual", "attention_write", "ffn_write", "query", "key", "scores"]
+TapKind = Literal[
+    "attention_residual", "ffn_residual", "attention_write", "ffn_write", "documents", "query", "key", "scores"
+]
 """What a block shows:
 
 - attention_residual, ffn_residual: the residual stream (B, S, H) that a sublayer reads, before its norm.
 - attention_write, ffn_write: what a sublayer adds to it (B, S, H), after dropout.
+- documents: positions (B, S), 0 at the first token of each document, where documents are kept apart; before the query.
 - query, key: (B, heads, S, D) as they meet: normalised and rotated, where the model does that.
 - scores: their products (B, heads, S, S) / sqrt(D), -inf where a token may not look; computed for a watcher only.
 

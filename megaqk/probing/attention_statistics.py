@@ -5,8 +5,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 2**21
-"""Logits that are held at once, for all samples and heads together; a row of them at least."""
+BLOCK_ELEMENTS, BLOCK_ELEMENTS_ON_CPU = 2**24, 2**21
+"""Logits that are held at once, for all samples and heads together; a row of them at least. A cache holds few."""
 
 
 class AttentionStatistics:
@@ -33,7 +33,8 @@ class AttentionStatistics:
         query, key = query.to(precision) / sqrt(width), key.to(precision)
         places = torch.arange(length, device=query.device)
         before = places.expand(batch, -1) if documents is None else documents  # tokens that each sees beside itself
-        rows = max(1, BLOCK_ELEMENTS // (batch * heads * length))
+        elements = BLOCK_ELEMENTS_ON_CPU if query.device.type == "cpu" else BLOCK_ELEMENTS
+        rows = max(1, elements // (batch * heads * length))
         for first in range(0, length, rows):
             end = min(length, first + rows)
             # The query heads of a key head share one product.

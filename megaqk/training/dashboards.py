@@ -39,7 +39,7 @@ METRICS = ("valid_loss", "valid_perplexity", "loss", "tokens_per_second")
 COLUMNS = {"qk_timing.enabled", "qk_timing.multiplier", "qk_timing.hold", "optimizer.lr", "training.seed"}
 """The hyper-parameters that the table shows at first: it takes five, those that are said to differ before others."""
 
-_NOT_VARIED = {"run", "checkpoint", "logging", "evaluation", "faults", "deepspeed"}
+_NOT_VARIED = {"run", "checkpoint", "logging", "evaluation", "probes", "faults", "deepspeed"}
 """Sections that say nothing of what is learned."""
 
 

@@ -76,13 +76,14 @@ def _around(items: Sequence[Any]) -> list[float]:
 def _draw(rows: Sequence[Sequence[float]], edges: Sequence[float], title: str, across: str, up: str) -> bytes:
     # Half a second to import, and only rank 0 draws.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.0, 4.0))
     axes = figure.subplots()
     mesh = axes.pcolormesh(edges, _around(rows), rows)
     axes.set(title=title, xlabel=across, ylabel=up)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(mesh)
     with io.BytesIO() as stream:
         figure.savefig(stream, format="png", dpi=100)

@@ -103,7 +103,7 @@ class Trainer:
         inputs: Its data, and what follows from it.
         engine: The model and its optimizer.
         speed: The clock of its training alone.
-        signals: Measured values for multipliers, the same on every rank; hooks write them.
+        signals: Measured values for multipliers and records, the same on every rank; hooks write them.
         checkpoint_wanted: Whether a checkpoint is written once all hooks have seen the step, or the next that is taken.
         fault: What the run goes back from once all hooks have seen the step; hooks write it, alike on every rank.
         log: The logger of this rank.

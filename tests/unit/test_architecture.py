@@ -25,6 +25,7 @@ ABOVE = {
         *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
     },
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
+    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
 

@@ -5,6 +5,7 @@ from megaqk.training.hooks.curves import Curves
 from megaqk.training.hooks.display import Display
 from megaqk.training.hooks.evaluation import Evaluation
 from megaqk.training.hooks.fault_watch import FaultWatch
+from megaqk.training.hooks.head_scaling import QkClip
 from megaqk.training.hooks.logging import StepRecords
 from megaqk.training.hooks.probing import Probing
 from megaqk.training.hooks.recording import Recording
@@ -14,8 +15,9 @@ from megaqk.training.trainer import Hook
 
 
 def default_hooks() -> list[Hook]:
-    """The hooks of every run. Records are written before they are shown; result.json is finished last."""
+    """The hooks of every run: what changes weights first; records are written before shown; result.json comes last."""
     return [
+        QkClip(),
         Recording(),
         Display(),
         StepRecords(),

@@ -10,7 +10,7 @@ from megaqk.training.trainer import Hook, Step, Trainer
 
 
 class StepRecords(Hook):
-    """Every `logging.every` steps: loss, gradient norm, rates by group, speed, utilisation and memory.
+    """Every `logging.every` steps: loss, gradient norm, rates by group, signals, speed, utilisation and memory.
 
     Reading the loss waits for the device, which is why it is not done at every step.
     """
@@ -40,6 +40,7 @@ class StepRecords(Hook):
                 "skipped_steps": step.progress.skipped,
                 **{f"lr/{rate.name}": rate.lr for rate in step.rates},
                 **{f"multiplier/{rate.name}": rate.multiplier for rate in step.rates},
+                **run.signals,
                 "tokens_per_second": tokens_per_second,
                 "model_flops_per_second": flops,
                 "mfu": flops / self._peak,

@@ -116,7 +116,7 @@ def test_the_table_has_the_hyper_parameters_and_the_validation_loss(tmp_path: Pa
 def test_every_key_that_shapes_a_run_is_a_hyper_parameter() -> None:
     values = hyper_parameters(config())
     sections = {key.partition(".")[0] for key in values}
-    assert sections == {"model", "parallel", "optimizer", "schedule", "qk_timing", "data", "training"}
+    assert sections == {"model", "parallel", "optimizer", "schedule", "qk_timing", "qk_clip", "data", "training"}
     assert values["qk_timing.layers.fraction"] == "[0.5, 1.0]"
     rules = {"rules": [{"multiplier": 0.2, "layers": {"range": [0, 4]}}]}
     ruled = hyper_parameters(build_config({"qk_timing": {"enabled": True, **rules}}))

@@ -1,0 +1,1 @@
+"""Controlled studies: arms by seeds, run and reported."""

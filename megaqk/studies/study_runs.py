@@ -1,0 +1,169 @@
+"""A study as its folder has it: the plan, and what every run left behind."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaqk.config.loading import read_mapping
+from megaqk.errors import UserError
+from megaqk.studies.plan import STUDY_FILE
+from megaqk.training.metrics import METRICS_FILE, read_metrics
+from megaqk.training.run_folder import RESULT_FILE
+from megaqk.training.run_summary import summarise
+
+Curve = dict[int, float]
+"""Values by tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run; of one that is not finished, its state alone.
+
+    Attributes:
+        arm: Its arm.
+        seed: Its seed.
+        state: As in `result.json`, or `missing`.
+        step: Steps taken; None where unknown.
+        steps: Of the whole run.
+        loss: The final validation loss in nats a token; None where the run is not finished or has none.
+        versions: Of the software.
+        topology: Sizes of the parallel axes.
+        config: Dotted keys, defaults resolved.
+        training: Training loss.
+        validation: Validation loss.
+        probes: Records of `probes.jsonl`.
+        analysis: `analysis.json`, None where there is none.
+    """
+
+    arm: str
+    seed: int
+    state: str
+    step: int | None
+    steps: int | None
+    loss: float | None
+    versions: dict[str, str]
+    topology: dict[str, int]
+    config: dict[str, Any]
+    training: Curve
+    validation: Curve
+    probes: list[dict[str, Any]]
+    analysis: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRuns:
+    """A study with its runs, arm by arm, seed by seed.
+
+    Attributes:
+        name: Of the study.
+        description: What it asks.
+        size: Name of its size.
+        command: What ran it.
+        seeds: Planned for every arm.
+        arms: Names, in order.
+        comparisons: Pairs (arm, against which).
+        runs: One for each arm and seed.
+    """
+
+    name: str
+    description: str
+    size: str
+    command: str
+    seeds: list[int]
+    arms: list[str]
+    comparisons: list[tuple[str, str]]
+    runs: list[Run]
+
+    @property
+    def incomplete(self) -> list[Run]:
+        """Runs without a final loss."""
+        return [run for run in self.runs if run.loss is None]
+
+    def of(self, arm: str) -> list[Run]:
+        """The runs of an arm that have a final loss."""
+        return [run for run in self.runs if run.arm == arm and run.loss is not None]
+
+    def pairs(self, arm: str, against: str) -> list[tuple[Run, Run]]:
+        """The runs of two arms that have a final loss for the same seed."""
+        others = {run.seed: run for run in self.of(against)}
+        return [(run, others[run.seed]) for run in self.of(arm) if run.seed in others]
+
+
+def read_study(folder: Path) -> StudyRuns:
+    """Read what `megaqk study run` wrote.
+
+    Raises:
+        UserError: The folder is none of a study, or a file in it is damaged.
+    """
+    path = folder / STUDY_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: must be the folder of a study, with {STUDY_FILE} in it (megaqk study run)")
+    plan = read_mapping(path, "name, arms, seeds and comparisons")
+    try:
+        return StudyRuns(
+            name=plan["name"],
+            description=plan["description"],
+            size=plan["size"],
+            command=plan["command"],
+            seeds=list(plan["seeds"]),
+            arms=list(plan["arms"]),
+            comparisons=[(arm, against) for arm, against in plan["comparisons"]],
+            runs=[_read_run(folder, arm, seed) for arm in plan["arms"] for seed in plan["seeds"]],
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: has no {error.args[0]}; must be the file that megaqk study run writes") from None
+
+
+def _read_run(study: Path, arm: str, seed: int) -> Run:
+    folder = study / arm / f"seed-{seed}"
+    stand = summarise(folder, folder.name)
+    result = _json(folder / RESULT_FILE) or {}
+    config_file, analysis_file = folder / "config.yaml", folder / "analysis.json"
+    finished = stand.state == "finished"
+    records = list(read_metrics(folder / METRICS_FILE)) if finished else []
+    return Run(
+        arm=arm,
+        seed=seed,
+        state=stand.state if folder.is_dir() else "missing",
+        step=stand.step,
+        steps=stand.steps,
+        loss=result.get("valid_loss") if finished else None,
+        versions=result.get("versions", {}),
+        topology=result.get("topology", {}),
+        config=dict(_dotted(read_mapping(config_file, "sections"))) if config_file.exists() else {},
+        training=_curve(records, "loss"),
+        validation=_curve(records, "valid_loss"),
+        # The records of a run's probes are lines as those of its metrics.
+        probes=list(read_metrics(folder / "probes.jsonl")) if finished and (folder / "probes.jsonl").exists() else [],
+        analysis=_json(analysis_file) if finished else None,
+    )
+
+
+def _curve(records: list[dict[str, Any]], name: str) -> Curve:
+    return {record["tokens"]: record[name] for record in records if record.get(name) is not None}
+
+
+def _dotted(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key; a list of scalars is one leaf, and so is an empty section."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _dotted(value, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(tree, list) and any(isinstance(value, dict) for value in tree):
+        for index, value in enumerate(tree):
+            yield from _dotted(value, f"{prefix}.{index}")
+    else:
+        yield prefix, tree
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is damaged, must be a JSON object; write it again or remove it")
+    return content
