@@ -1,7 +1,6 @@
 """What a pass of the model shows of each block."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal, get_args
@@ -18,25 +17,22 @@ EnergyKind = Literal["attention_residual", "attention_write", "ffn_residual", "f
 class BlockStatistics:
     """Attention and energies of the blocks of one process, summed over the micro-batches that pass by.
 
-    Args:
-        documents: For each of these the positions (B, S), where documents do not see each other; see `Attention`.
-
     Attributes:
         attention: By layer.
         energies: Sums of squares of what `Taps` shows, fp64 scalars, by kind and layer.
     """
 
-    def __init__(self, documents: Sequence[Tensor] | None = None) -> None:
+    def __init__(self) -> None:
         self.attention: dict[int, AttentionStatistics] = {}
         self.energies: dict[tuple[EnergyKind, int], Tensor] = {}
-        self._documents = documents
-        self._passes = Counter[int]()
+        self._documents: dict[int, Tensor] = {}
         self._queries: dict[int, Tensor] = {}
 
     @contextmanager
     def watching(self, taps: Taps) -> Iterator[None]:
         """Add up what passes in a block of code, in which nothing is trained."""
         with ExitStack() as stack:
+            stack.enter_context(taps.watching("documents", self._documents.__setitem__))
             stack.enter_context(taps.watching("query", self._queries.__setitem__))
             stack.enter_context(taps.watching("key", self._add_attention))
             for kind in get_args(EnergyKind):
@@ -44,9 +40,8 @@ class BlockStatistics:
             yield
 
     def _add_attention(self, layer: int, key: Tensor) -> None:
-        documents = self._documents[self._passes[layer]] if self._documents is not None else None
-        self._passes[layer] += 1
-        self.attention.setdefault(layer, AttentionStatistics()).add(self._queries.pop(layer), key, documents)
+        statistics = self.attention.setdefault(layer, AttentionStatistics())
+        statistics.add(self._queries.pop(layer), key, self._documents.pop(layer, None))
 
     def _add_energy(self, kind: EnergyKind, layer: int, activation: Tensor) -> None:
         # In fp64: sums of millions of squares in fp32 are off by 1e-4.

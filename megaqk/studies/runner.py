@@ -82,7 +82,7 @@ class Runner:
         try:
             status = self._train(run, gpus)
             if status == 0 and not self.is_done(run):
-                status = self._process(run, ["probe", str(run.folder)], gpus)
+                status = self._process(run, ["probe", str(run.folder), "--initial"], gpus)
         finally:
             self._slots.put(gpus)
         if status != AGAIN:

@@ -49,7 +49,7 @@ class StudyConfig(Section):
     comparisons: tuple[Annotated[tuple[str, str], Strict(False)], ...] = Field(
         (), strict=False, description="More pairs of arms: which, and against which."
     )
-    analysis: bool = Field(True, description="Whether each run that is finished is analysed, as `megaqk probe` does.")
+    analysis: bool = Field(True, description="Whether each run that is finished is analysed, as `megaqk probe --initial` does.")
     sizes: dict[str, SizeConfig] = Field(min_length=1, description="By name.")
 
     @property

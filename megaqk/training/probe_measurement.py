@@ -47,8 +47,7 @@ def measure(
     }
     flat = torch.zeros(sum(map(prod, shapes.values())), dtype=torch.float64, device=world.device)
     table = _views(flat, shapes)
-    documents = [positions.to(world.device) for (_, positions), _ in batches]
-    statistics = BlockStatistics(documents if engine.config.data.separate_documents else None)
+    statistics = BlockStatistics()
     with statistics.watching(engine.context.taps):
         loss = engine.evaluate(pulse.beats(batches), len(batches))
     heads = model.num_heads // world.tensor

@@ -22,14 +22,16 @@ SECONDS = 120.0
 
 @pytest.fixture
 def write_study(tmp_path: Path, write_config: Callable[..., Path]) -> Callable[..., Path]:
-    def write(arms: dict[str, Any] | None = None, processes: int = 1, **sections: dict[str, Any]) -> Path:
+    def write(
+        arms: dict[str, Any] | None = None, processes: int = 1, analysis: bool = False, **sections: dict[str, Any]
+    ) -> Path:
         base = parse_yaml(write_config(tmp_path / "base", **{"training": {"steps": 4}, **sections}).read_text())
         path = tmp_path / "study.yaml"
         study = {
             "name": "pair",
             "base": base,
             "seeds": [1],
-            "analysis": False,
+            "analysis": analysis,
             "arms": arms or {"plain": {"qk_timing": {"enabled": False}}, "timed": {}},
             "sizes": {"cpu": {"processes": processes}},
         }
@@ -53,7 +55,7 @@ def result(study: Path, arm: str) -> dict[str, Any]:
 
 
 def test_all_arms_end_and_what_is_done_is_passed_over(write_study: Callable[..., Path]) -> None:
-    study = write_study()
+    study = write_study(analysis=True, probes={"every": 2}, checkpoint={"every": 2, "keep_every": 2})
     first = run(study, "run", "--index", "1")
     assert (first.returncode, first.stderr) == (0, "")
     before = result(study, "timed")
@@ -69,6 +71,11 @@ def test_all_arms_end_and_what_is_done_is_passed_over(write_study: Callable[...,
     ]
     # The same text and weights, and a multiplier that has made a difference.
     assert result(study, "plain")["loss"] != before["loss"]
+    analysis = json.loads((study.parent / "out/plain/seed-1/analysis.json").read_text())
+    assert analysis["steps"] == [0, 2, 4]
+    report = [sys.executable, "-m", "megaqk", "study", "report", str(study.parent / "out")]
+    assert subprocess.run(report, timeout=SECONDS).returncode == 0
+    assert "2 of 2 runs are finished" in (study.parent / "out/report/report.md").read_text()
 
 
 def test_a_run_that_fails_leaves_the_others_alone(write_study: Callable[..., Path]) -> None:

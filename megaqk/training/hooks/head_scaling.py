@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megaqk.model.largest_logits import largest_logits
+from megaqk.probing.attention_statistics import largest_logits
 from megaqk.training.engine import TrainingEngine
 from megaqk.training.fragments import publish
 from megaqk.training.optimizer_state import local_shape, named_fragments

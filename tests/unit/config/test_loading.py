@@ -219,6 +219,7 @@ REFUSALS = [
         "schedule: {kind: wsd, decay_steps: 600, warmup_steps: 500}",
         "schedule.decay_steps = 600: must leave room for schedule.warmup_steps = 500 in training.steps = 1000",
     ),
+    ("probes: {max_logit_alert: 50}", "probes.max_logit_alert = 50.0: must be null with probes.every = 0"),
 ]
 
 

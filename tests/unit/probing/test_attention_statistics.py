@@ -57,7 +57,7 @@ def test_hand_worked_attention() -> None:
 def test_blocks_of_rows_give_what_whole_scores_give(
     kv_heads: int, documents: Tensor | None, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_statistics, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(attention_statistics, "BLOCK_ELEMENTS_ON_CPU", elements)
     torch.manual_seed(0)
     query, key = torch.randn(2, 4, 9, 6) * 3, torch.randn(2, kv_heads, 9, 6)
     torch.testing.assert_close(statistics(query, key, documents), plain(query, key, documents), rtol=1e-6, atol=1e-7)
@@ -82,7 +82,7 @@ def test_memory_is_bounded_at_any_length() -> None:
 
     length = 8192
     Watched().add(torch.zeros(1, 1, length, 2), torch.zeros(1, 1, length, 2))
-    assert max(shapes) <= attention_statistics.BLOCK_ELEMENTS < length**2 / 16
+    assert max(shapes) <= attention_statistics.BLOCK_ELEMENTS_ON_CPU < length**2 / 16
 
 
 def test_bf16_is_measured_in_fp32() -> None:

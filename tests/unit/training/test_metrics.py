@@ -148,9 +148,9 @@ def test_a_full_disk_names_the_file(tmp_path: Path, full: str) -> None:
     """Linux has a device that is always full; the writer's file is led to it."""
     writer = MetricsWriter(tmp_path)
     writer.write(record(1))
-    owner = writer if full == "metrics.jsonl" else writer._events
+    owner = writer._records if full == "metrics.jsonl" else writer._events
     with Path("/dev/full").open("wb") as device:
-        os.dup2(device.fileno(), owner._file.fileno())  # type: ignore[union-attr]
+        os.dup2(device.fileno(), owner._file.fileno())
         with pytest.raises(UserError, match=rf"{full}.*: No space left on device$"):
             writer.write(record(2))
         writer.close()

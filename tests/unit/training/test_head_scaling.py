@@ -5,9 +5,9 @@ import torch
 
 from megaqk.config.loading import build_config
 from megaqk.errors import UserError
-from megaqk.model import largest_logits as module
 from megaqk.model.core_attention import causal_scores
-from megaqk.model.largest_logits import largest_logits
+from megaqk.probing import attention_statistics
+from megaqk.probing.attention_statistics import largest_logits
 from megaqk.training.hooks.head_scaling import shrink_factors
 
 
@@ -20,7 +20,7 @@ def test_blocks_are_the_whole(monkeypatch: pytest.MonkeyPatch, apart: bool, rows
     # What no token may look at is larger than anything else.
     query[:, :, 0] *= 100
     query[:, :, 0] -= 1000 * key[:, :, 0].repeat_interleave(2, dim=1)
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", rows * 2 * 6 * 13)
+    monkeypatch.setattr(attention_statistics, "BLOCK_ELEMENTS_ON_CPU", rows * 2 * 6 * 13)
     found = largest_logits(query, key, documents)
     torch.testing.assert_close(found, causal_scores(query, key, documents).amax((0, 2, 3)))
     assert (found < 50).all()
