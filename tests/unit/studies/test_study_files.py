@@ -31,11 +31,18 @@ CHANGES = {
     "no-bias": {"model.bias": "false"},
     "rotary": {"model.positions": "rotary"},
 }
-BASELINES = {"qk_timing": "gpt-baseline", "controls": "baseline", "sweep": "baseline", "rivals": "baseline"}
+BASELINES = {
+    "qk_timing": "gpt-baseline",
+    "ablation": "gpt",
+    "controls": "baseline",
+    "sweep": "baseline",
+    "rivals": "baseline",
+}
 
 EXPECTED: dict[str, dict[str, dict[str, str]]] = {
     "qk_timing": {"gpt-timed": ON, "llama-baseline": LLAMA, "llama-timed": {**LLAMA, **ON}},
     "ablation": {
+        "gpt-timed": ON,
         **CHANGES,
         **{f"{name}-timed": {**change, **ON} for name, change in CHANGES.items()},
     },
