@@ -8,9 +8,9 @@ from megaqk.studies.common_timing import sharpness_threshold
 from megaqk.studies.differing import differing_keys, software, uneven_arms
 from megaqk.studies.measures import Measure, measures_of
 from megaqk.studies.plots import plots_of
-from megaqk.studies.series import Plot, tokens_to_reach, versus
+from megaqk.studies.series import Plot, tokens_to_reach
 from megaqk.studies.statistics import Difference, Summary, difference, holm, summary
-from megaqk.studies.study_runs import Run, StudyRuns
+from megaqk.studies.study_runs import Run, StudyRuns, versus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +81,7 @@ def compute(study: StudyRuns) -> Numbers:
 
 
 def _differences(study: StudyRuns, value: Callable[[Run], float | None]) -> dict[str, Difference]:
-    by_seed: dict[str, dict[int, float]] = {}
-    for arm, against in study.comparisons:
-        pairs = {run.seed: (value(run), value(other)) for run, other in study.pairs(arm, against)}
-        by_seed[versus(arm, against)] = {
-            seed: one - other for seed, (one, other) in pairs.items() if one is not None and other is not None
-        }
-    return _summarised(by_seed)
+    return _summarised({name: study.contrast(arms, value) for name, arms in study.contrasts.items()})
 
 
 def _summarised(by_seed: Mapping[str, Mapping[int, float]]) -> dict[str, Difference]:

@@ -76,6 +76,7 @@ class Study:
             "description": self.spec.description,
             "arms": self.spec.all_arms,
             "comparisons": self.spec.all_comparisons,
+            "interactions": self.spec.interactions,
             "size": self.size,
             "seeds": list(dict.fromkeys(run.seed for run in self.runs)),
             "command": command,

@@ -13,7 +13,6 @@ from megaqk.studies.html import to_html
 from megaqk.studies.markdown import FIGURES, to_markdown
 from megaqk.studies.numbers import Numbers, compute
 from megaqk.studies.report_text import compose
-from megaqk.studies.series import versus
 from megaqk.studies.study_runs import StudyRuns, read_study
 
 
@@ -48,7 +47,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def _draw(study: StudyRuns, numbers: Numbers) -> dict[str, Picture]:
-    look = looks(study.arms, {versus(arm, against): arm for arm, against in study.comparisons})
+    look = looks(study.arms, {name: arms[0] for name, arms in study.contrasts.items()})
     pictures = {}
     for plot in numbers.plots:
         figure = draw_plot(plot, look)
@@ -74,6 +73,7 @@ def _json(study: StudyRuns, numbers: Numbers) -> bytes:
         "complete": not study.incomplete,
         "seeds": study.seeds,
         "comparisons": study.comparisons,
+        "interactions": study.interactions,
         "runs": [
             {
                 "arm": run.arm,

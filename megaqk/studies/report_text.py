@@ -129,16 +129,18 @@ def _loss(study: StudyRuns, numbers: Numbers, pictures: Mapping[str, Picture]) -
         return
     yield "The final validation loss of a run, and its exponential; mean ± standard deviation over seeds."
     yield arms_table(numbers, "loss")
-    if not study.comparisons:
+    if not study.contrasts:
         yield "The study names no comparisons."
         return
-    count = len(study.comparisons)
+    count = len(study.contrasts)
     yield (
         "Paired differences of the final loss in nats per token; below zero the first arm is better. The t interval is "
         "mean ± t(0.975, n - 1) deviation / √n. The simultaneous one holds for "
         f"{'the one comparison' if count == 1 else f'all {count} comparisons at once'} "
         f"(Bonferroni, level 1 - 0.05 / {count}). p is of the two-sided paired t test, by itself and corrected over "
         "the comparisons (Holm)."
+        + " (a - b) - (c - d) is by how much the effect of one change depends on another."
+        * bool(study.interactions)
     )
     yield full_table(numbers.differences["loss"], ".4f")
     if smallest := min((one.n for one in numbers.differences["loss"].values() if one.n > 1), default=0):

@@ -49,7 +49,14 @@ class StudyConfig(Section):
     comparisons: tuple[Annotated[tuple[str, str], Strict(False)], ...] = Field(
         (), strict=False, description="More pairs of arms: which, and against which."
     )
-    analysis: bool = Field(True, description="Whether each run that is finished is analysed, as `megaqk probe --initial` does.")
+    interactions: tuple[Annotated[tuple[str, str, str, str], Strict(False)], ...] = Field(
+        (),
+        strict=False,
+        description="Four arms: whether the first differs from the second as the third does from the fourth.",
+    )
+    analysis: bool = Field(
+        True, description="Whether each run that is finished is analysed, as `megaqk probe --initial` does."
+    )
     sizes: dict[str, SizeConfig] = Field(min_length=1, description="By name.")
 
     @property
@@ -70,7 +77,8 @@ class StudyConfig(Section):
     def _check(self) -> "StudyConfig":
         arms = self.all_arms
         named = [("baseline", self.baseline)] if self.baseline is not None else []
-        named += [(f"comparisons[{index}]", arm) for index, pair in enumerate(self.comparisons) for arm in pair]
+        for key in ("comparisons", "interactions"):
+            named += [(f"{key}[{index}]", arm) for index, arms_of in enumerate(getattr(self, key)) for arm in arms_of]
         named += [(f"sizes.{name}.arms", arm) for name, size in self.sizes.items() for arm in size.arms]
         for key, arm in named:
             if arm not in arms:

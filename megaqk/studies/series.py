@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megaqk.studies.statistics import LEVEL, t_interval
-from megaqk.studies.study_runs import Curve, Run, StudyRuns
+from megaqk.studies.study_runs import Curve, Run, StudyRuns, versus
 
 _BINS = 100
 
@@ -99,11 +99,6 @@ def by_comparison(study: StudyRuns, curve: Callable[[Run], Points]) -> dict[str,
                 [{x: one[x] - other[x] for x in one if x in other} for one, other in pairs]
             )
     return {name: band for name, band in bands.items() if band.x}
-
-
-def versus(arm: str, against: str) -> str:
-    """The name of a comparison."""
-    return f"{arm} vs {against}"
 
 
 def binned(curve: Curve) -> Curve:

@@ -1,7 +1,7 @@
 """A study as its folder has it: the plan, and what every run left behind."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class StudyRuns:
         seeds: Planned for every arm.
         arms: Names, in order.
         comparisons: Pairs (arm, against which).
+        interactions: Pairs of such pairs, as four arms.
         runs: One for each arm and seed.
     """
 
@@ -74,6 +75,7 @@ class StudyRuns:
     seeds: list[int]
     arms: list[str]
     comparisons: list[tuple[str, str]]
+    interactions: list[tuple[str, str, str, str]]
     runs: list[Run]
 
     @property
@@ -85,10 +87,29 @@ class StudyRuns:
         """The runs of an arm that have a final loss."""
         return [run for run in self.runs if run.arm == arm and run.loss is not None]
 
+    @property
+    def contrasts(self) -> dict[str, tuple[str, ...]]:
+        """Comparisons and interactions by name, two or four arms each."""
+        pairs = {versus(*pair): pair for pair in self.comparisons}
+        return pairs | {f"({a} - {b}) - ({c} - {d})": (a, b, c, d) for a, b, c, d in self.interactions}
+
+    def contrast(self, arms: tuple[str, ...], value: Callable[[Run], float | None]) -> dict[int, float]:
+        """A number's first arm minus the second, and of four minus the third's minus the fourth's, by seed."""
+        found = [{run.seed: number for run in self.of(arm) if (number := value(run)) is not None} for arm in arms]
+        seeds = [seed for seed in self.seeds if all(seed in ones for ones in found)]
+        return {
+            seed: sum(sign * ones[seed] for sign, ones in zip((1, -1, -1, 1), found, strict=False)) for seed in seeds
+        }
+
     def pairs(self, arm: str, against: str) -> list[tuple[Run, Run]]:
         """The runs of two arms that have a final loss for the same seed."""
         others = {run.seed: run for run in self.of(against)}
         return [(run, others[run.seed]) for run in self.of(arm) if run.seed in others]
+
+
+def versus(arm: str, against: str) -> str:
+    """The name of a comparison."""
+    return f"{arm} vs {against}"
 
 
 def read_study(folder: Path) -> StudyRuns:
@@ -110,6 +131,7 @@ def read_study(folder: Path) -> StudyRuns:
             seeds=list(plan["seeds"]),
             arms=list(plan["arms"]),
             comparisons=[(arm, against) for arm, against in plan["comparisons"]],
+            interactions=[(one, two, three, four) for one, two, three, four in plan["interactions"]],
             runs=[_read_run(folder, arm, seed) for arm in plan["arms"] for seed in plan["seeds"]],
         )
     except KeyError as error:

@@ -20,6 +20,7 @@ arms:
   timed: {qk_timing: {enabled: true, multiplier: 0.25}}
   worse: {qk_timing: {enabled: false}, optimizer: {lr: 0.01}}
 comparisons: [[timed, baseline], [worse, baseline]]
+interactions: [[worse, baseline, timed, baseline]]
 sizes: {cpu: {}}
 """
 TOKENS = (1000, 2000, 3000)

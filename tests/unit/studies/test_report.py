@@ -73,12 +73,15 @@ def test_losses_and_paired_differences(made: Any) -> None:
     timed = numbers["differences"]["loss"]["timed vs baseline"]
     assert timed["by_seed"] == {"1": pytest.approx(-0.1), "2": pytest.approx(-0.2), "3": pytest.approx(-0.3)}
     assert timed["t_interval"] == pytest.approx([-0.448414, 0.048414], abs=1e-6)
-    assert timed["simultaneous_interval"] == pytest.approx([-0.558261, 0.158261], abs=1e-5)
+    # t(1 - 0.05 / 3 / 2, 2) = 7.64890
+    assert timed["simultaneous_interval"] == pytest.approx([-0.641604, 0.241604], abs=1e-5)
+    both = numbers["differences"]["loss"]["(worse - baseline) - (timed - baseline)"]
+    assert both["by_seed"] == {"1": pytest.approx(0.2), "2": pytest.approx(0.3), "3": pytest.approx(0.4)}
     assert timed["p_holm"] == timed["p"] == pytest.approx(0.074180, abs=1e-6)
     # The other one has the same difference for all seeds, but for rounding, so that its p comes first.
     assert numbers["differences"]["loss"]["worse vs baseline"]["p"] < 1e-10
     row = next(row for row in page.rows if row[:3] == ["timed vs baseline", "3", "-0.2000"])
-    assert row[3:5] + row[6:] == ["0.1000", "[-0.4484, +0.0484]", "[-0.5583, +0.1583]", "0.0742", "0.0742"]
+    assert row[3:5] + row[6:] == ["0.1000", "[-0.4484, +0.0484]", "[-0.6416, +0.2416]", "0.0742", "0.0742"]
     assert f"| {' | '.join(row)} |" in text
     assert ["timed", "3", "3.0000 ± 0.0000", "20.086 ± 0.000"] in page.rows
 
