@@ -10,6 +10,8 @@ from megaqk.errors import UserError
 
 STABILITY_THRESHOLD = 0.9
 """Of the lower layers' mean CKA with the reference; see docs/analysis.md."""
+LEAST_SHARPENING = 0.01
+"""Rise of the upper layers' sharpness below which half of the way is no threshold."""
 
 
 def upper_layers(config: Config, first: int | None = None) -> tuple[int, ...]:
@@ -42,7 +44,7 @@ class Thresholds:
     """When a group of layers counts as sharp or stable.
 
     Attributes:
-        sharpness: Of 1 - mean normalised entropy; None: half of the way from its first to its last value.
+        sharpness: Of 1 - mean normalised entropy; None: see `half_way`.
         stability: Of the mean CKA.
     """
 
@@ -69,39 +71,37 @@ def timing_index(
     Returns:
         The section of `analysis.json`; None for what has not happened.
     """
-    sharp = thresholds.sharpness
-    if sharp is None:
-        # Halfway down is no sharpening.
-        sharp = (sharpness[0] + sharpness[-1]) / 2 if sharpness[-1] > sharpness[0] else None
-    places = {
-        "upper_sharp": None if sharp is None else first_crossing(sharpness, sharp),
-        "lower_stable": last_crossing(stability, thresholds.stability),
-    }
+    sharp = half_way(sharpness[0], sharpness[-1]) if thresholds.sharpness is None else thresholds.sharpness
     index: dict[str, Any] = {"sharpness_threshold": sharp, "stability_threshold": thresholds.stability}
     for unit, suffix, axis in (("steps", "step", steps), ("tokens", "tokens", tokens)):
-        found = {name: None if place is None else _at(axis, place) for name, place in places.items()}
-        index |= {f"{name}_{suffix}": at for name, at in found.items()}
-        upper, lower = found["upper_sharp"], found["lower_stable"]
+        upper = None if sharp is None else first_crossing(axis, sharpness, sharp)
+        lower = last_crossing(axis, stability, thresholds.stability)
+        index |= {f"upper_sharp_{suffix}": upper, f"lower_stable_{suffix}": lower}
         index[unit] = None if upper is None or lower is None else upper - lower
     return index
 
 
-def first_crossing(values: Sequence[float], threshold: float) -> float | None:
-    """Where values first reach a threshold, as an index between which values are linear; None: nowhere."""
+def half_way(first: float, last: float) -> float | None:
+    """The threshold between a first and a last sharpness; None where that is hardly a rise."""
+    return (first + last) / 2 if last - first >= LEAST_SHARPENING else None
+
+
+def first_crossing(axis: Sequence[float], values: Sequence[float], threshold: float) -> float | None:
+    """Where on an axis values first reach a threshold, linear between points.
+
+    Returns:
+        None where they never do; the first point's place where they are there from the start.
+    """
     for place, value in enumerate(values):
         if value >= threshold:
-            return place - (value - threshold) / (value - values[place - 1]) if place else 0.0
+            if not place:
+                return float(axis[0])
+            share = (value - threshold) / (value - values[place - 1])
+            return axis[place] - share * (axis[place] - axis[place - 1])
     return None
 
 
-def last_crossing(values: Sequence[float], threshold: float) -> float | None:
-    """Where values reach a threshold for good, likewise."""
-    below = [place for place, value in enumerate(values) if not value >= threshold]
-    start = below[-1] if below else 0
-    crossing = first_crossing(values[start:], threshold)
-    return None if crossing is None else start + crossing
-
-
-def _at(axis: Sequence[int], place: float) -> float:
-    low = min(int(place), len(axis) - 2) if len(axis) > 1 else 0
-    return axis[low] + (place - low) * (axis[min(low + 1, len(axis) - 1)] - axis[low])
+def last_crossing(axis: Sequence[float], values: Sequence[float], threshold: float) -> float | None:
+    """Where on an axis values reach a threshold for good, likewise."""
+    start = max((place for place, value in enumerate(values) if not value >= threshold), default=0)
+    return first_crossing(axis[start:], values[start:], threshold)

@@ -5,13 +5,10 @@ own: an arm that sharpens late is then held to another standard than the baselin
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
+from megaqk.analysis.timing_index import STABILITY_THRESHOLD, first_crossing, half_way, last_crossing
 from megaqk.studies.halves import analysis_curve, mean_of, sharpness_curve
-from megaqk.studies.series import tokens_to_reach
-from megaqk.studies.study_runs import Curve, Run, StudyRuns
-
-STABILITY_THRESHOLD = 0.9
+from megaqk.studies.study_runs import Curve, RunRecord, StudyRuns
 
 
 def sharpness_threshold(study: StudyRuns) -> float | None:
@@ -20,27 +17,25 @@ def sharpness_threshold(study: StudyRuns) -> float | None:
     Baselines are the arms that others are compared against.
 
     Returns:
-        None where there is no analysis, or the baselines have not become sharper.
+        None where there is no analysis, or the baselines have hardly become sharper.
     """
     arms = {against for _, against in study.comparisons}
     curves = [list(sharpness_curve(run).values()) for arm in study.arms if arm in arms for run in study.of(arm)]
     first, last = (mean_of([curve[end] for curve in curves if curve]) for end in (0, -1))
-    return (first + last) / 2 if first is not None and last is not None and last > first else None
+    return None if first is None or last is None else half_way(first, last)
 
 
-def timing_values(study: StudyRuns) -> Iterator[tuple[str, str, Callable[[Run], float | None]]]:
+def timing_values(study: StudyRuns) -> Iterator[tuple[str, str, Callable[[RunRecord], float | None]]]:
     """Key, title and value, in tokens, of what the timing index is made of, and of the index itself."""
     threshold = sharpness_threshold(study)
 
-    def sharp(run: Run) -> float | None:
-        if threshold is None:
-            return None
-        return tokens_to_reach({tokens: -value for tokens, value in sharpness_curve(run).items()}, -threshold)
+    def sharp(run: RunRecord) -> float | None:
+        return None if threshold is None else first_crossing(*_points(sharpness_curve(run)), threshold)
 
-    def stable(run: Run) -> float | None:
-        return tokens_to_stay(analysis_curve(run, "stability_cka", "lower"), STABILITY_THRESHOLD)
+    def stable(run: RunRecord) -> float | None:
+        return last_crossing(*_points(analysis_curve(run, "stability_cka", "lower")), STABILITY_THRESHOLD)
 
-    def index(run: Run) -> float | None:
+    def index(run: RunRecord) -> float | None:
         at, other = sharp(run), stable(run)
         return None if at is None or other is None else at - other
 
@@ -49,16 +44,5 @@ def timing_values(study: StudyRuns) -> Iterator[tuple[str, str, Callable[[Run], 
     yield "lower_stable", "lower layers stable", stable
 
 
-def tokens_to_stay(curve: Curve, threshold: float) -> float | None:
-    """Tokens from which on a curve is at a threshold or above; linear between points.
-
-    Returns:
-        None where it ends below; the first point's tokens where it is never below.
-    """
-    points = sorted(curve.items())
-    if not points or points[-1][1] < threshold:
-        return None
-    for (tokens, value), (later, higher) in reversed(list(pairwise(points))):
-        if value < threshold:
-            return tokens + (later - tokens) * (threshold - value) / (higher - value)
-    return float(points[0][0])
+def _points(curve: Curve) -> tuple[list[int], list[float]]:
+    return list(curve), list(curve.values())

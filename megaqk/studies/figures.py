@@ -73,7 +73,8 @@ def draw_differences(differences: Mapping[str, Difference], look: Mapping[str, L
     axes = figure.subplots()
     for row, (name, one) in enumerate(known.items()):
         colour = look[name][0]
-        axes.plot(list(one.by_seed.values()), [row + 0.22] * one.n, "o", color=colour, markersize=3, alpha=0.5)
+        values = [value for value in one.by_seed.values() if value is not None]
+        axes.plot(values, [row + 0.22] * one.n, "o", color=colour, markersize=3, alpha=0.5)
         for interval, width in ((one.simultaneous_interval, 1.2), (one.t_interval, 3.6)):
             if interval:
                 axes.plot(interval, [row, row], color=colour, linewidth=width, solid_capstyle="butt")
@@ -117,7 +118,9 @@ def _draw_panel(axes: "Axes", panel: Panel, look: Mapping[str, Look]) -> None:
         low = min(min(band.low) for band in panel.bands.values())
         room = 0.05 * (max(late) - low)
         axes.set_ylim(low - room, max(late) + room)
-    if any(band.low and min(band.low) < 0 < max(band.high) for band in panel.bands.values()):
+    if panel.log:
+        axes.set_yscale("log")
+    elif any(band.low and min(band.low) < 0 < max(band.high) for band in panel.bands.values()):
         axes.axhline(0, color="black", linewidth=0.8)
     axes.set_title(panel.title, fontsize=9)
     axes.set_ylabel(panel.y, fontsize=8)

@@ -1,39 +1,54 @@
 """Quantities by layer and head as means over half of the layers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from megaqk.studies.study_runs import Run
+from megaqk.studies.study_runs import RunRecord
 
 HALVES = ("lower", "upper")
 """Layers below L/2, and from there on: the same for all arms, whatever layers their rules are for."""
 
 
-def half_mean(by_layer: Sequence[Any], half: str) -> float | None:
-    """The mean over a half of the layers, and over heads where there are any; what is null is left out.
-
-    Args:
-        by_layer: (layers,) or (layers, heads).
-        half: One of `HALVES`.
-    """
-    middle = (len(by_layer) + 1) // 2
-    return mean_of(by_layer[middle:] if half == "upper" else by_layer[:middle])
-
-
 def mean_of(values: Any) -> float | None:
-    """The mean over every number in nested lists."""
+    """The mean over every number in nested lists; what is null is left out."""
     numbers = list(numbers_in(values))
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
-def probe_curve(run: Run, name: str, half: str) -> dict[int, float]:
+def geometric_mean_of(values: Any) -> float | None:
+    """The geometric mean likewise; there is none where one of them is zero."""
+    numbers = list(numbers_in(values))
+    return math.exp(math.fsum(map(math.log, numbers)) / len(numbers)) if numbers and min(numbers) > 0 else None
+
+
+Mean = Callable[[Any], float | None]
+
+
+def half_mean(by_layer: Sequence[Any], half: str, mean: Mean = mean_of) -> float | None:
+    """The mean over a half of the layers, and over heads where there are any.
+
+    Args:
+        by_layer: (layers,) or (layers, heads).
+        half: One of `HALVES`.
+        mean: Which.
+    """
+    middle = (len(by_layer) + 1) // 2
+    return mean(by_layer[middle:] if half == "upper" else by_layer[:middle])
+
+
+def mean_for(name: str) -> Mean:
+    """How a probe is averaged: ratios geometrically, or the first layer with its small stream would outweigh all."""
+    return geometric_mean_of if name.endswith("_write_energy") else mean_of
+
+
+def probe_curve(run: RunRecord, name: str, half: str) -> dict[int, float]:
     """A probe's mean over half of the layers, by tokens."""
-    points = ((record["tokens"], half_mean(record.get(name) or [], half)) for record in run.probes)
+    points = ((record["tokens"], half_mean(record.get(name) or [], half, mean_for(name))) for record in run.probes)
     return {tokens: value for tokens, value in points if value is not None}
 
 
-def analysis_curve(run: Run, name: str, half: str) -> dict[int, float]:
+def analysis_curve(run: RunRecord, name: str, half: str) -> dict[int, float]:
     """The same of a quantity by checkpoint."""
     analysis = run.analysis or {}
     points = zip(analysis.get("tokens", []), analysis.get(name, []), strict=False)
@@ -41,7 +56,7 @@ def analysis_curve(run: Run, name: str, half: str) -> dict[int, float]:
     return {tokens: value for tokens, value in means if value is not None}
 
 
-def pathwise_curve(run: Run, name: str, half: str) -> dict[int, float]:
+def pathwise_curve(run: RunRecord, name: str, half: str) -> dict[int, float]:
     """The same of a quantity between two checkpoints, at the later one's tokens; of `share`, the part after a slash."""
     analysis = run.analysis or {}
     tokens = dict(zip(analysis.get("steps", []), analysis.get("tokens", []), strict=False))
@@ -56,7 +71,7 @@ def pathwise_curve(run: Run, name: str, half: str) -> dict[int, float]:
     return found
 
 
-def sharpness_curve(run: Run) -> dict[int, float]:
+def sharpness_curve(run: RunRecord) -> dict[int, float]:
     """1 - normalised entropy of the upper layers, by checkpoint."""
     return {tokens: 1 - value for tokens, value in analysis_curve(run, "attention_entropy", "upper").items()}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from megaqk.studies.common_timing import timing_values
-from megaqk.studies.halves import HALVES, analysis_curve, mean_of, numbers_in, pathwise_curve, probe_curve
-from megaqk.studies.study_runs import Run, StudyRuns
+from megaqk.studies.halves import HALVES, analysis_curve, mean_for, mean_of, numbers_in, pathwise_curve, probe_curve
+from megaqk.studies.study_runs import RunRecord, StudyRuns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,50 +25,53 @@ class Measure:
     key: str
     section: str
     title: str
-    value: Callable[[Run], float | None]
+    value: Callable[[RunRecord], float | None]
     form: str = ".4g"
 
 
-def _loss(run: Run) -> float | None:
+def _loss(run: RunRecord) -> float | None:
     return run.loss
 
 
-def _perplexity(run: Run) -> float | None:
+def _perplexity(run: RunRecord) -> float | None:
     return None if run.loss is None else math.exp(min(run.loss, 700.0))
 
 
-def _over_probes(name: str, half: str) -> Callable[[Run], float | None]:
-    return lambda run: mean_of(list(probe_curve(run, name, half).values()))
+def _over_probes(name: str, half: str) -> Callable[[RunRecord], float | None]:
+    return lambda run: mean_for(name)(list(probe_curve(run, name, half).values()))
 
 
-def _timing(name: str) -> Callable[[Run], float | None]:
+def _timing(name: str) -> Callable[[RunRecord], float | None]:
     return lambda run: (run.analysis or {}).get("timing_index", {}).get(name)
 
 
-def _total(name: str, half: str) -> Callable[[Run], float | None]:
+def _total(name: str, half: str) -> Callable[[RunRecord], float | None]:
     return lambda run: math.fsum(values) if (values := pathwise_curve(run, name, half).values()) else None
 
 
-def _over_pathwise(name: str, half: str) -> Callable[[Run], float | None]:
+def _over_pathwise(name: str, half: str) -> Callable[[RunRecord], float | None]:
     return lambda run: mean_of(list(pathwise_curve(run, name, half).values()))
 
 
-def _last_reliance(half: str) -> Callable[[Run], float | None]:
+def _last_reliance(half: str) -> Callable[[RunRecord], float | None]:
     return lambda run: next(reversed(analysis_curve(run, "reliance_layer", half).values()), None)
 
 
-def _early_heads(early: bool) -> Callable[[Run], float | None]:
+def _early_heads(early: bool) -> Callable[[RunRecord], float | None]:
     """Reliance at the end on the upper heads that were sharp early, or on the others.
 
-    Early are those at least as sharp as the median of the upper heads, at the last checkpoint in the first quarter.
+    Early are those at least as sharp as the median of the upper heads, at the last checkpoint in the first quarter;
+    initial weights are no such checkpoint.
     """
 
-    def value(run: Run) -> float | None:
+    def value(run: RunRecord) -> float | None:
         analysis = run.analysis or {}
         if not analysis.get("reliance_head"):
             return None
         tokens = analysis["tokens"]
-        at = max((index for index, count in enumerate(tokens) if count <= tokens[-1] / 4), default=0)
+        at = max((index for index, count in enumerate(tokens) if 0 < count <= tokens[-1] / 4), default=None)
+        if at is None:
+            return None
         middle = (analysis["num_layers"] + 1) // 2
         entropies = list(numbers_in(analysis["attention_entropy"][at][middle:]))
         reliance = list(numbers_in(analysis["reliance_head"][-1][middle:]))
@@ -85,8 +88,8 @@ def measures_of(study: StudyRuns) -> Iterator[Measure]:
     yield Measure(key="perplexity", section="loss", title="perplexity", value=_perplexity, form=".3f")
     for name, title in (
         ("attention_entropy", "entropy"),
-        ("attention_write_energy", "attention write energy"),
-        ("ffn_write_energy", "FFN write energy"),
+        ("attention_write_energy", "attention write energy (geometric mean)"),
+        ("ffn_write_energy", "FFN write energy (geometric mean)"),
     ):
         for half in HALVES:
             yield Measure(

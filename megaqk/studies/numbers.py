@@ -1,16 +1,16 @@
 """All numbers of the report, from the runs of a study."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from megaqk.studies.common_timing import sharpness_threshold
-from megaqk.studies.differing import differing_keys, software, uneven_arms
+from megaqk.studies.differing import arm_differences, data_differences, software, uneven_analyses, uneven_arms
 from megaqk.studies.measures import Measure, measures_of
 from megaqk.studies.plots import plots_of
 from megaqk.studies.series import Plot, tokens_to_reach
 from megaqk.studies.statistics import Difference, Summary, difference, holm, summary
-from megaqk.studies.study_runs import Run, StudyRuns, versus
+from megaqk.studies.study_runs import StudyRuns, versus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,7 @@ class Reach:
     Attributes:
         tokens: By seed; None where the loss is not reached.
         share: Tokens as a share of those of the other arm's run, likewise.
-        saved: 1 - share, summarised over the pairs if all of them reach it; a mean without those that do not would
-            be too good.
+        saved: 1 - share, summarised.
     """
 
     tokens: dict[int, float | None]
@@ -34,13 +33,15 @@ class Numbers:
     """The report.
 
     Attributes:
-        measures: Those that some run has.
+        measures: Those of sections of which some run has a number.
         arms: Summaries, by measure and arm.
         differences: By measure and comparison.
         reach: Token efficiency, by comparison.
         plots: What is drawn.
         differing_keys: By key, the value of each arm.
+        data_differences: Keys by which runs of one seed learn from other samples.
         uneven_arms: Keys in which runs of one arm differ.
+        uneven_analyses: By setting, the runs whose analysis has another one than that of the first.
         software: By component and version, the runs that had it.
         sharpness_threshold: Of the timing index; None where there is none.
     """
@@ -51,7 +52,9 @@ class Numbers:
     reach: dict[str, Reach]
     plots: list[Plot]
     differing_keys: dict[str, dict[str, Any]]
+    data_differences: list[str]
     uneven_arms: dict[str, list[str]]
+    uneven_analyses: dict[str, list[str]]
     software: dict[str, dict[str, list[str]]]
     sharpness_threshold: float | None
 
@@ -62,29 +65,31 @@ def compute(study: StudyRuns) -> Numbers:
     differences: dict[str, dict[str, Difference]] = {}
     measures = list(measures_of(study))
     for measure in measures:
-        values = {arm: [measure.value(run) for run in study.of(arm)] for arm in study.arms}
-        found = {arm: summary([value for value in ones if value is not None]) for arm, ones in values.items()}
-        if any(one.n for one in found.values()):
-            arms[measure.key] = found
-            differences[measure.key] = _differences(study, measure.value)
+        arms[measure.key] = {
+            arm: summary({run.seed: measure.value(run) for run in study.of(arm)}) for arm in study.arms
+        }
+        differences[measure.key] = _summarised(
+            {name: study.contrast(of, measure.value) for name, of in study.contrasts.items()}
+        )
+    # With one of its numbers somewhere a section has them all: that no run has one is a result.
+    there = {one.section for one in measures if any(summary.n for summary in arms[one.key].values())}
+    measures = [one for one in measures if one.section in there]
     return Numbers(
-        measures=[measure for measure in measures if measure.key in arms],
-        arms=arms,
-        differences=differences,
+        measures=measures,
+        arms={one.key: arms[one.key] for one in measures},
+        differences={one.key: differences[one.key] for one in measures},
         reach=_reach(study),
         plots=plots_of(study),
-        differing_keys=differing_keys(study),
+        differing_keys=arm_differences(study),
+        data_differences=data_differences(study),
         uneven_arms=uneven_arms(study),
+        uneven_analyses=uneven_analyses(study),
         software=software(study),
         sharpness_threshold=sharpness_threshold(study),
     )
 
 
-def _differences(study: StudyRuns, value: Callable[[Run], float | None]) -> dict[str, Difference]:
-    return _summarised({name: study.contrast(arms, value) for name, arms in study.contrasts.items()})
-
-
-def _summarised(by_seed: Mapping[str, Mapping[int, float]]) -> dict[str, Difference]:
+def _summarised(by_seed: Mapping[str, Mapping[int, float | None]]) -> dict[str, Difference]:
     """Summaries of comparisons, corrected for their number."""
     found = {name: difference(values, len(by_seed)) for name, values in by_seed.items()}
     corrected = holm([one.p for one in found.values()], len(found))
@@ -102,13 +107,10 @@ def _reach(study: StudyRuns) -> dict[str, Reach]:
             at = tokens_to_reach(run.validation, other.loss)
             tokens[name][run.seed] = at
             shares[name][run.seed] = None if at is None else at / max(other.validation)
-    reached = {
-        name: {seed: share for seed, share in ones.items() if share is not None} for name, ones in shares.items()
-    }
     saved = _summarised(
         {
-            name: {seed: 1 - share for seed, share in ones.items()} if len(ones) == len(shares[name]) else {}
-            for name, ones in reached.items()
+            name: {seed: None if share is None else 1 - share for seed, share in ones.items()}
+            for name, ones in shares.items()
         }
     )
     return {name: Reach(tokens=tokens[name], share=ones, saved=saved[name]) for name, ones in shares.items()}

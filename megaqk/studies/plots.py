@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator
 
-from megaqk.studies.halves import HALVES, analysis_curve, mean_of, pathwise_curve, probe_curve, sharpness_curve
-from megaqk.studies.series import Panel, Plot, Points, binned, by_arm, by_comparison
-from megaqk.studies.study_runs import Run, StudyRuns
+from megaqk.studies.halves import HALVES, analysis_curve, pathwise_curve, probe_curve, sharpness_curve
+from megaqk.studies.series import Panel, Plot, Points, binned, by_arm, by_comparison, deviation_band, log_band
+from megaqk.studies.study_runs import RunRecord, StudyRuns
 
 TOKENS = "tokens"
 _DEVIATION = "Lines are means over seeds, bands one standard deviation over seeds on both sides."
+_LOG_DEVIATION = (
+    "Lines are geometric means over seeds, bands one standard deviation of the logarithms over seeds on both sides."
+)
+_ENERGY = "E|write|² / E|stream|²"
 
 
 def plots_of(study: StudyRuns) -> list[Plot]:
@@ -22,11 +26,13 @@ def plots_of(study: StudyRuns) -> list[Plot]:
 
 
 def _plots(study: StudyRuns) -> Iterator[Plot]:
-    def panel(title: str, y: str, curve: Callable[[Run], Points | None]) -> Panel:
-        return Panel(title=title, y=y, bands=by_arm(study, curve))
+    def panel(title: str, y: str, curve: Callable[[RunRecord], Points | None], *, log: bool = False) -> Panel:
+        return Panel(title=title, y=y, bands=by_arm(study, curve, log_band if log else deviation_band), log=log)
 
-    def halves(title: str, y: str, take: Callable[[Run, str, str], Points], name: str) -> list[Panel]:
-        return [panel(f"{title}, {half} layers", y, _of_half(take, name, half)) for half in HALVES]
+    def halves(
+        title: str, y: str, take: Callable[[RunRecord, str, str], Points], name: str, *, log: bool = False
+    ) -> list[Panel]:
+        return [panel(f"{title}, {half} layers", y, _of_half(take, name, half), log=log) for half in HALVES]
 
     yield Plot(
         name="learning-curves",
@@ -71,12 +77,24 @@ def _plots(study: StudyRuns) -> Iterator[Plot]:
     )
     yield Plot(
         name="write-energy",
-        title="Residual write energy",
-        caption=f"Energy of what a sublayer writes over that of the stream before it. {_DEVIATION}",
+        title="Residual write energy, geometric mean over layers",
+        caption="Energy of what a sublayer writes over that of the stream before it, geometric mean over the layers "
+        f"of a half. {_LOG_DEVIATION}",
         x=TOKENS,
         panels=[
-            *halves("attention", "E|write|² / E|stream|²", probe_curve, "attention_write_energy"),
-            *halves("FFN", "E|write|² / E|stream|²", probe_curve, "ffn_write_energy"),
+            *halves("attention", _ENERGY, probe_curve, "attention_write_energy", log=True),
+            *halves("FFN", _ENERGY, probe_curve, "ffn_write_energy", log=True),
+        ],
+    )
+    yield Plot(
+        name="write-energy-by-layer",
+        title="Residual write energy by layer",
+        caption=f"Energy of what a sublayer writes over that of the stream before it, at the last probe. "
+        f"{_LOG_DEVIATION}",
+        x="layer",
+        panels=[
+            panel(title, _ENERGY, _last_write_energy(name), log=True)
+            for title, name in (("attention", "attention_write_energy"), ("FFN", "ffn_write_energy"))
         ],
     )
     yield Plot(
@@ -126,11 +144,17 @@ def _plots(study: StudyRuns) -> Iterator[Plot]:
     )
 
 
-def _of_half(take: Callable[[Run, str, str], Points], name: str, half: str) -> Callable[[Run], Points]:
+def _of_half(take: Callable[[RunRecord, str, str], Points], name: str, half: str) -> Callable[[RunRecord], Points]:
     return lambda run: take(run, name, half)
 
 
-def _reliance(run: Run) -> Points:
+def _last_write_energy(name: str) -> Callable[[RunRecord], Points]:
+    # Zero has no place on a logarithmic axis.
+    return lambda run: {
+        layer: value for layer, value in enumerate(run.probes[-1].get(name, []) if run.probes else []) if value
+    }
+
+
+def _reliance(run: RunRecord) -> Points:
     steps = (run.analysis or {}).get("reliance_layer") or [[]]
-    values = {layer: mean_of([value]) for layer, value in enumerate(steps[-1])}
-    return {layer: value for layer, value in values.items() if value is not None}
+    return {layer: value for layer, value in enumerate(steps[-1]) if value is not None}

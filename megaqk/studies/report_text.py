@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from megaqk.analysis.timing_index import LEAST_SHARPENING, STABILITY_THRESHOLD
 from megaqk.config.yaml_text import show
-from megaqk.studies.common_timing import STABILITY_THRESHOLD
 from megaqk.studies.document import Command, Document, Picture, Section, Table
 from megaqk.studies.numbers import Numbers, Reach
 from megaqk.studies.statistics import resamples
@@ -16,8 +16,14 @@ Part = str | Table | Picture | Command
 _MECHANISM = (
     (
         "Attention entropy and write energy",
-        (("probes", "Means over all probes of a run, over heads, and over the layers of a half."),),
-        ("entropy", "write-energy"),
+        (
+            (
+                "probes",
+                "Entropies are means over all probes of a run, over heads, and over the layers of a half; write "
+                "energies are geometric means over the probes and the layers.",
+            ),
+        ),
+        ("entropy", "write-energy", "write-energy-by-layer"),
         "No finished run has probes (`probes.every`).",
     ),
     (
@@ -26,9 +32,9 @@ _MECHANISM = (
             (
                 "timing",
                 "Tokens at which the upper layers are sharp, minus tokens from which on the lower ones are stable: "
-                "negative is premature. One measure for all arms: upper layers are those from L/2 on, they are sharp "
-                "from {sharp} (half of the way that the baselines go), and stable is a CKA of {stable} with the last "
-                "checkpoint, linear between checkpoints. Means are of the runs that cross.",
+                "negative is premature. One measure for all arms: upper layers are those from L/2 on; {sharp}; stable "
+                "is a CKA of {stable} with the last checkpoint; linear between checkpoints. An arm has a mean only "
+                "where all of its runs cross.",
             ),
             (
                 "own_timing",
@@ -46,7 +52,7 @@ _MECHANISM = (
                 "pathwise",
                 "Step-size factor: sum of lr times multiplier over the steps from the first checkpoint to the last, "
                 "mean of query and key. Residual energy: mean square of the stream that enters a layer, mean over "
-                "checkpoints.",
+                "pairs of checkpoints, however far apart, of the mean of both.",
             ),
         ),
         ("pathwise",),
@@ -57,8 +63,8 @@ _MECHANISM = (
         (
             (
                 "growth",
-                "From each checkpoint to the next, means over pairs of checkpoints and layers. Shares are signed and "
-                "add up to 1.",
+                "From each checkpoint to the next, unweighted means over pairs of checkpoints, however far apart, and "
+                "over layers. Shares are signed and add up to 1.",
             ),
         ),
         ("logit-growth",),
@@ -71,7 +77,8 @@ _MECHANISM = (
                 "reliance",
                 "Rise of the loss, in nats per token, at the last checkpoint when attention is replaced by the uniform "
                 "causal average: of one layer, mean over the layers of a half, or of one head, mean over upper heads. "
-                "Sharp early are the sharper half of the upper heads at the last checkpoint in the first quarter.",
+                "Sharp early are the sharper half of the upper heads at the last checkpoint in the first quarter of "
+                "the tokens, initial weights apart.",
             ),
         ),
         ("reliance",),
@@ -93,8 +100,9 @@ def compose(study: StudyRuns, numbers: Numbers, pictures: Mapping[str, Picture],
     lead = [
         *([study.description] if study.description else []),
         f"{len(study.arms)} arms by {len(study.seeds)} seeds ({', '.join(map(str, study.seeds))}); {finished} of "
-        f"{len(study.runs)} runs are finished. Runs of one seed have the same initial weights and order of samples in "
-        "all arms, so that differences are taken seed by seed.",
+        f"{len(study.runs)} runs are finished. In runs of one seed weights of the same name and shape start alike"
+        f"{'' if numbers.data_differences else ', and all arms learn from the same samples in the same order'}: "
+        "differences are taken seed by seed.",
     ]
     sections = [
         Section("Final loss", list(_loss(study, numbers, pictures))),
@@ -111,13 +119,21 @@ def compose(study: StudyRuns, numbers: Numbers, pictures: Mapping[str, Picture],
 
 def _warnings(study: StudyRuns, numbers: Numbers) -> Iterator[str]:
     if study.incomplete:
-        names = ", ".join(f"{run.arm}/seed-{run.seed} ({run.state})" for run in study.incomplete)
+        names = ", ".join(f"{run.name} ({run.state})" for run in study.incomplete)
         yield (
             f"This study is incomplete: {len(study.incomplete)} of {len(study.runs)} runs have no final loss: {names}. "
             "Differences are of the seeds that both arms have; means by arm may be of different seeds."
         )
+    if numbers.data_differences:
+        yield (
+            "Runs of one seed do not learn from the same samples in the same order in all arms; they differ in "
+            f"{', '.join(numbers.data_differences)}."
+        )
     for arm, keys in numbers.uneven_arms.items():
         yield f"The runs of arm {arm} do not have one configuration; they differ in {', '.join(keys)}."
+    first = next((run.name for run in study.runs if run.analysis), "")
+    for key, others in numbers.uneven_analyses.items():
+        yield f"Analyses are not made alike: {key} is not that of {first} in {', '.join(others)}."
     for name, versions in numbers.software.items():
         if len(versions) > 1:
             yield f"Runs differ in {name}: {', '.join(versions)}."
@@ -186,11 +202,16 @@ def _reach_row(name: str, reach: Reach) -> list[str]:
 
 def _mechanism(numbers: Numbers, pictures: Mapping[str, Picture]) -> Iterator[Section]:
     there = {measure.section for measure in numbers.measures}
+    threshold = numbers.sharpness_threshold
+    sharp = (
+        f"no sharpness is a threshold, since that of the baselines is not known to rise by {LEAST_SHARPENING}"
+        if threshold is None
+        else f"they are sharp from {number(threshold, '.4f')} (half of the way that the baselines go)"
+    )
     for title, groups, names, absent in _MECHANISM:
         parts: list[Part] = []
         for section, text in groups:
             if section in there:
-                sharp = number(numbers.sharpness_threshold, ".4f")
                 parts.append(text.format(sharp=sharp, stable=STABILITY_THRESHOLD))
                 parts.append(arms_table(numbers, section))
                 if numbers.differences["loss"]:

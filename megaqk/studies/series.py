@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from megaqk.analysis.timing_index import first_crossing
 from megaqk.studies.statistics import LEVEL, t_interval
-from megaqk.studies.study_runs import Curve, Run, StudyRuns, versus
+from megaqk.studies.study_runs import Curve, RunRecord, StudyRuns, versus
 
 _BINS = 100
 
@@ -41,12 +42,14 @@ class Panel:
         y: What is measured, with its unit.
         bands: By arm or comparison.
         zoomed: Whether the axis leaves out how far the first tenth of x reaches up.
+        log: Whether the axis is logarithmic.
     """
 
     title: str
     y: str
     bands: dict[str, Band]
     zoomed: bool = False
+    log: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +76,32 @@ def deviation_band(curves: Sequence[Points]) -> Band:
     return _band(curves, lambda mean, deviation: (mean - deviation, mean + deviation))
 
 
+def log_band(curves: Sequence[Points]) -> Band:
+    """The geometric mean, and one standard deviation of the logarithms on both sides."""
+    band = deviation_band([{x: math.log(value) for x, value in curve.items()} for curve in curves])
+    mean, low, high = (list(map(math.exp, edge)) for edge in (band.mean, band.low, band.high))
+    return Band(n=band.n, x=band.x, mean=mean, low=low, high=high)
+
+
 def t_band(curves: Sequence[Points]) -> Band:
     """The mean, and its 95 % t interval at each point by itself."""
     return _band(curves, lambda mean, deviation: t_interval(mean, deviation, len(curves), LEVEL))
 
 
-def by_arm(study: StudyRuns, curve: Callable[[Run], Points | None]) -> dict[str, Band]:
-    """Deviation bands of the arms whose finished runs have all got the curve."""
+def by_arm(
+    study: StudyRuns,
+    curve: Callable[[RunRecord], Points | None],
+    band_of: Callable[[Sequence[Points]], Band] = deviation_band,
+) -> dict[str, Band]:
+    """Bands of the arms whose finished runs have all got the curve."""
     found = {arm: [curve(run) for run in study.of(arm)] for arm in study.arms}
     bands = {
-        arm: deviation_band([points for points in curves if points])
-        for arm, curves in found.items()
-        if curves and all(curves)
+        arm: band_of([points for points in curves if points]) for arm, curves in found.items() if curves and all(curves)
     }
     return {arm: band for arm, band in bands.items() if band.x}
 
 
-def by_comparison(study: StudyRuns, curve: Callable[[Run], Points]) -> dict[str, Band]:
+def by_comparison(study: StudyRuns, curve: Callable[[RunRecord], Points]) -> dict[str, Band]:
     """Bands of the paired differences, from t intervals, for comparisons with at least two pairs."""
     bands = {}
     for arm, against in study.comparisons:
@@ -115,14 +127,7 @@ def tokens_to_reach(curve: Curve, loss: float) -> float | None:
     Returns:
         None where it never is; the first evaluation's tokens where it is there from the start.
     """
-    before: tuple[int, float] | None = None
-    for tokens, value in sorted(curve.items()):
-        if value <= loss:
-            if before is None:
-                return float(tokens)
-            return before[0] + (tokens - before[0]) * (before[1] - loss) / (before[1] - value)
-        before = tokens, value
-    return None
+    return first_crossing(list(curve), [-value for value in curve.values()], -loss)
 
 
 def _band(curves: Sequence[Points], edges: Callable[[float, float], tuple[float, float]]) -> Band:

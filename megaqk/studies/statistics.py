@@ -16,14 +16,16 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Some values, one a seed.
+    """Some values, one a seed; where a seed lacks its own, a mean of the others would be a choice of survivors.
 
     Attributes:
-        n: How many.
-        mean: Of them; None where there is none.
-        deviation: The standard deviation with n - 1; None below two values.
+        by_seed: The values; None where a run does not have it.
+        n: How many there are.
+        mean: Of them; None where one is missing, or all.
+        deviation: The standard deviation with n - 1; None below two values too.
     """
 
+    by_seed: dict[int, float | None]
     n: int
     mean: float | None
     deviation: float | None
@@ -34,7 +36,6 @@ class Difference(Summary):
     """Differences between two arms, one a seed that both have.
 
     Attributes:
-        by_seed: The differences.
         t_interval: mean ± t(1 - 0.05 / 2, n - 1) deviation / sqrt(n).
         bootstrap_interval: BCa with a fixed seed.
         simultaneous_interval: The t interval at level 1 - 0.05 / comparisons (Bonferroni).
@@ -42,7 +43,6 @@ class Difference(Summary):
         p_holm: Corrected over the comparisons (Holm); None until `corrected` has filled it in.
     """
 
-    by_seed: dict[int, float]
     t_interval: Interval | None = None
     bootstrap_interval: Interval | None = None
     simultaneous_interval: Interval | None = None
@@ -50,16 +50,20 @@ class Difference(Summary):
     p_holm: float | None = None
 
 
-def summary(values: Sequence[float]) -> Summary:
+def summary(by_seed: Mapping[int, float | None]) -> Summary:
     """Number, mean and deviation."""
-    n = len(values)
+    values = [value for value in by_seed.values() if value is not None]
+    n, whole = len(values), len(values) == len(by_seed)
     return Summary(
-        n=n, mean=math.fsum(values) / n if n else None, deviation=statistics.stdev(values) if n > 1 else None
+        by_seed=dict(by_seed),
+        n=n,
+        mean=math.fsum(values) / n if n and whole else None,
+        deviation=statistics.stdev(values) if n > 1 and whole else None,
     )
 
 
-def difference(by_seed: Mapping[int, float], comparisons: int) -> Difference:
-    """Summarise paired differences; below two pairs there is no interval.
+def difference(by_seed: Mapping[int, float | None], comparisons: int) -> Difference:
+    """Summarise paired differences; below two pairs, or where one is missing, there is no interval.
 
     Args:
         by_seed: Value of the one arm minus that of the other, by seed.
@@ -68,21 +72,17 @@ def difference(by_seed: Mapping[int, float], comparisons: int) -> Difference:
     # A second to import, for the report alone.
     from scipy import stats
 
-    values = list(by_seed.values())
-    start = summary(values)
+    start = summary(by_seed)
     mean, deviation = start.mean, start.deviation
     if mean is None or deviation is None:
-        return Difference(n=start.n, mean=mean, deviation=None, by_seed=dict(by_seed))
+        return Difference(**vars(start))
     error = deviation / math.sqrt(start.n)
     # Runs that are alike to the last bit have no deviation.
     statistic = abs(mean) / error if error else math.inf if mean else 0.0
     return Difference(
-        n=start.n,
-        mean=mean,
-        deviation=deviation,
-        by_seed=dict(by_seed),
+        **vars(start),
         t_interval=t_interval(mean, deviation, start.n, LEVEL),
-        bootstrap_interval=bootstrap_interval(values),
+        bootstrap_interval=bootstrap_interval([value for value in by_seed.values() if value is not None]),
         simultaneous_interval=t_interval(mean, deviation, start.n, 1 - (1 - LEVEL) / comparisons),
         p=float(2 * stats.t.sf(statistic, start.n - 1)),
     )

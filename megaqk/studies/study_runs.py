@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megaqk.analysis.probe import ANALYSIS_FILE
 from megaqk.config.loading import read_mapping
 from megaqk.errors import UserError
+from megaqk.studies.file_schemas import AnalysisFile, StudyFile, checked
 from megaqk.studies.plan import STUDY_FILE
 from megaqk.training.metrics import METRICS_FILE, read_metrics
+from megaqk.training.probe_writer import PROBES_FILE
 from megaqk.training.run_folder import RESULT_FILE
 from megaqk.training.run_summary import summarise
+
+_ANALYSE_AGAIN = "remove it; the next `megaqk study run` makes it again"
 
 Curve = dict[int, float]
 """Values by tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunRecord:
     """One run; of one that is not finished, its state alone.
 
     Attributes:
@@ -51,6 +56,11 @@ class Run:
     probes: list[dict[str, Any]]
     analysis: dict[str, Any] | None
 
+    @property
+    def name(self) -> str:
+        """Arm and seed."""
+        return f"{self.arm}/seed-{self.seed}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRuns:
@@ -76,14 +86,14 @@ class StudyRuns:
     arms: list[str]
     comparisons: list[tuple[str, str]]
     interactions: list[tuple[str, str, str, str]]
-    runs: list[Run]
+    runs: list[RunRecord]
 
     @property
-    def incomplete(self) -> list[Run]:
+    def incomplete(self) -> list[RunRecord]:
         """Runs without a final loss."""
         return [run for run in self.runs if run.loss is None]
 
-    def of(self, arm: str) -> list[Run]:
+    def of(self, arm: str) -> list[RunRecord]:
         """The runs of an arm that have a final loss."""
         return [run for run in self.runs if run.arm == arm and run.loss is not None]
 
@@ -93,15 +103,21 @@ class StudyRuns:
         pairs = {versus(*pair): pair for pair in self.comparisons}
         return pairs | {f"({a} - {b}) - ({c} - {d})": (a, b, c, d) for a, b, c, d in self.interactions}
 
-    def contrast(self, arms: tuple[str, ...], value: Callable[[Run], float | None]) -> dict[int, float]:
-        """A number's first arm minus the second, and of four minus the third's minus the fourth's, by seed."""
-        found = [{run.seed: number for run in self.of(arm) if (number := value(run)) is not None} for arm in arms]
-        seeds = [seed for seed in self.seeds if all(seed in ones for ones in found)]
-        return {
-            seed: sum(sign * ones[seed] for sign, ones in zip((1, -1, -1, 1), found, strict=False)) for seed in seeds
-        }
+    def contrast(self, arms: tuple[str, ...], value: Callable[[RunRecord], float | None]) -> dict[int, float | None]:
+        """A number's first arm minus the second, and of four minus the third's minus the fourth's.
 
-    def pairs(self, arm: str, against: str) -> list[tuple[Run, Run]]:
+        Returns:
+            By seed of which all arms have a final loss; None where one of their runs lacks the number.
+        """
+        found = [{run.seed: value(run) for run in self.of(arm)} for arm in arms]
+        differences: dict[int, float | None] = {}
+        for seed in (seed for seed in self.seeds if all(seed in ones for ones in found)):
+            known = [number for ones in found if (number := ones[seed]) is not None]
+            signed = zip((1, -1, -1, 1), known, strict=False)
+            differences[seed] = sum(sign * one for sign, one in signed) if len(known) == len(arms) else None
+        return differences
+
+    def pairs(self, arm: str, against: str) -> list[tuple[RunRecord, RunRecord]]:
         """The runs of two arms that have a final loss for the same seed."""
         others = {run.seed: run for run in self.of(against)}
         return [(run, others[run.seed]) for run in self.of(arm) if run.seed in others]
@@ -121,31 +137,32 @@ def read_study(folder: Path) -> StudyRuns:
     path = folder / STUDY_FILE
     if not path.is_file():
         raise UserError(f"{folder}: must be the folder of a study, with {STUDY_FILE} in it (megaqk study run)")
-    plan = read_mapping(path, "name, arms, seeds and comparisons")
-    try:
-        return StudyRuns(
-            name=plan["name"],
-            description=plan["description"],
-            size=plan["size"],
-            command=plan["command"],
-            seeds=list(plan["seeds"]),
-            arms=list(plan["arms"]),
-            comparisons=[(arm, against) for arm, against in plan["comparisons"]],
-            interactions=[(one, two, three, four) for one, two, three, four in plan["interactions"]],
-            runs=[_read_run(folder, arm, seed) for arm in plan["arms"] for seed in plan["seeds"]],
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: has no {error.args[0]}; must be the file that megaqk study run writes") from None
+    content = read_mapping(path, "name, arms, seeds and comparisons")
+    plan = checked(StudyFile, content, path, "it must be the file that megaqk study run writes")
+    return StudyRuns(
+        name=plan.name,
+        description=plan.description,
+        size=plan.size,
+        command=plan.command,
+        seeds=list(plan.seeds),
+        arms=list(plan.arms),
+        comparisons=list(plan.comparisons),
+        interactions=list(plan.interactions),
+        runs=[_read_run(folder, arm, seed) for arm in plan.arms for seed in plan.seeds],
+    )
 
 
-def _read_run(study: Path, arm: str, seed: int) -> Run:
+def _read_run(study: Path, arm: str, seed: int) -> RunRecord:
     folder = study / arm / f"seed-{seed}"
     stand = summarise(folder, folder.name)
-    result = _json(folder / RESULT_FILE) or {}
-    config_file, analysis_file = folder / "config.yaml", folder / "analysis.json"
+    result = _json(folder / RESULT_FILE, "write it again or remove it") or {}
+    config_file = folder / "config.yaml"
     finished = stand.state == "finished"
-    records = list(read_metrics(folder / METRICS_FILE)) if finished else []
-    return Run(
+    records = _records(folder / METRICS_FILE) if finished else []
+    analysis = _json(folder / ANALYSIS_FILE, _ANALYSE_AGAIN) if finished else None
+    if analysis is not None:
+        checked(AnalysisFile, analysis, folder / ANALYSIS_FILE, _ANALYSE_AGAIN)
+    return RunRecord(
         arm=arm,
         seed=seed,
         state=stand.state if folder.is_dir() else "missing",
@@ -158,9 +175,17 @@ def _read_run(study: Path, arm: str, seed: int) -> Run:
         training=_curve(records, "loss"),
         validation=_curve(records, "valid_loss"),
         # The records of a run's probes are lines as those of its metrics.
-        probes=list(read_metrics(folder / "probes.jsonl")) if finished and (folder / "probes.jsonl").exists() else [],
-        analysis=_json(analysis_file) if finished else None,
+        probes=_records(folder / PROBES_FILE) if finished and (folder / PROBES_FILE).exists() else [],
+        analysis=analysis,
     )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = list(read_metrics(path))
+    for record in records:
+        if not isinstance(record.get("tokens"), int):
+            raise UserError(f"{path}: the record of step {record['step']} has no number of tokens; remove its line")
+    return records
 
 
 def _curve(records: list[dict[str, Any]], name: str) -> Curve:
@@ -179,7 +204,7 @@ def _dotted(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path, advice: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -187,5 +212,5 @@ def _json(path: Path) -> dict[str, Any] | None:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is damaged, must be a JSON object; write it again or remove it")
+        raise UserError(f"{path}: is damaged, must be a JSON object; {advice}")
     return content

@@ -11,13 +11,19 @@ NONE = "–"  # noqa: RUF001
 
 
 def number(value: float | None, form: str) -> str:
-    """A number, or a dash where there is none."""
-    return NONE if value is None else format(value, form)
+    """A number, or a dash where there is none; what would look like zero and is not is written as 1.2e-07."""
+    if value is None:
+        return NONE
+    text = format(value or 0.0, form)
+    if not value or set(text) & set("123456789"):
+        return text
+    scientific = f"{'+' * form.startswith('+')}.1e"
+    return f"{value * 100:{scientific}}%" if form.endswith("%") else format(value, scientific)
 
 
 def interval(ends: Interval | None, form: str) -> str:
     """Both ends, signed."""
-    return NONE if ends is None else f"[{ends[0]:+{form}}, {ends[1]:+{form}}]"
+    return NONE if ends is None else f"[{number(ends[0], f'+{form}')}, {number(ends[1], f'+{form}')}]"
 
 
 def probability(p: float | None) -> str:
@@ -25,12 +31,10 @@ def probability(p: float | None) -> str:
     return NONE if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def spread(one: Summary, form: str, of: int) -> str:
-    """Mean ± deviation, and of how many where some lack the value."""
-    if one.mean is None:
-        return NONE
-    deviation = "" if one.deviation is None else f" ± {one.deviation:{form}}"
-    return f"{one.mean:{form}}{deviation}{'' if one.n == of else f' ({one.n} of {of})'}"
+def spread(one: Summary, form: str) -> str:
+    """Mean ± deviation; where some runs lack the value, of how many there is one."""
+    deviation = "" if one.deviation is None else f" ± {number(one.deviation, form)}"
+    return f"{number(one.mean, form)}{deviation}{_missing(one)}"
 
 
 def arms_table(numbers: Numbers, section: str) -> Table:
@@ -38,7 +42,7 @@ def arms_table(numbers: Numbers, section: str) -> Table:
     measures = _of(numbers, section)
     runs = numbers.arms["loss"]
     rows = [
-        [arm, str(all_runs.n), *(spread(numbers.arms[one.key][arm], one.form, all_runs.n) for one in measures)]
+        [arm, str(all_runs.n), *(spread(numbers.arms[one.key][arm], one.form) for one in measures)]
         for arm, all_runs in runs.items()
     ]
     return Table(["arm", "runs", *(one.title for one in measures)], rows)
@@ -50,7 +54,7 @@ def differences_table(numbers: Numbers, section: str) -> Table:
     rows = []
     for name, pairs in numbers.differences["loss"].items():
         found = [(numbers.differences[one.key][name], one.form) for one in measures]
-        rows.append([name, str(pairs.n), *(_with_interval(one, form, pairs.n) for one, form in found)])
+        rows.append([name, str(pairs.n), *(_with_interval(one, form) for one, form in found)])
     return Table(["comparison", "pairs", *(one.title for one in measures)], rows)
 
 
@@ -78,9 +82,10 @@ def _of(numbers: Numbers, section: str) -> list[Measure]:
     return [measure for measure in numbers.measures if measure.section == section]
 
 
-def _with_interval(one: Difference, form: str, of: int) -> str:
-    missing = "" if one.n == of else f" ({one.n} of {of})"
-    if one.mean is None:
-        return f"{NONE}{missing}"
+def _with_interval(one: Difference, form: str) -> str:
     ends = f" {interval(one.t_interval, form)}" if one.t_interval else ""
-    return f"{one.mean:+{form}}{ends}{missing}"
+    return f"{number(one.mean, f'+{form}')}{ends}{_missing(one)}"
+
+
+def _missing(one: Summary) -> str:
+    return "" if one.n == len(one.by_seed) else f" ({one.n} of {len(one.by_seed)})"

@@ -14,7 +14,13 @@ _SUMMARIES: dict[str, Callable[[Sequence[float]], float]] = {
 """How a number by head becomes one by layer."""
 
 _BY_HEAD = ("attention_entropy", "logit_max")
-_BY_STEP = ("attention_entropy", "logit_max", "attention_write_energy", "ffn_write_energy")
+_BY_STEP = {
+    "attention_entropy": "entropy / log(row length)",
+    "logit_max": "largest attention logit",
+    "attention_write_energy": "E|write|² / E|stream|²",
+    "ffn_write_energy": "E|write|² / E|stream|²",
+}
+"""Quantity and unit of what is drawn."""
 
 
 def curves(record: Mapping[str, Any]) -> dict[str, float]:
@@ -48,15 +54,17 @@ def heat_maps(records: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     # The cell of a step begins at it.
     edges = [*steps, 2 * steps[-1] - steps[-2] if len(steps) > 1 else steps[-1] + 1]
     pictures = {}
-    for name in _BY_STEP:
+    for name, quantity in _BY_STEP.items():
         by_step = [[_known(name, layer) for layer in record[name]] for record in records]
         by_layer = [list(layer) for layer in zip(*by_step, strict=True)]
-        pictures[f"probes/{name}/layer_by_step"] = _draw(by_layer, edges, name, "step", "layer")
+        pictures[f"probes/{name}/layer_by_step"] = _draw(by_layer, edges, name, "step", "layer", quantity)
     for name in _BY_HEAD:
         layers = [[float("nan") if value is None else value for value in layer] for layer in records[-1][name]]
         by_head = [list(head) for head in zip(*layers, strict=True)]
         title = f"{name}, step {steps[-1]}"
-        pictures[f"probes/{name}/head_by_layer"] = _draw(by_head, _around(layers), title, "layer", "head")
+        pictures[f"probes/{name}/head_by_layer"] = _draw(
+            by_head, _around(layers), title, "layer", "head", _BY_STEP[name]
+        )
     return pictures
 
 
@@ -73,18 +81,20 @@ def _around(items: Sequence[Any]) -> list[float]:
     return [index - 0.5 for index in range(len(items) + 1)]
 
 
-def _draw(rows: Sequence[Sequence[float]], edges: Sequence[float], title: str, across: str, up: str) -> bytes:
+def _draw(
+    rows: Sequence[Sequence[float]], edges: Sequence[float], title: str, across: str, up: str, quantity: str
+) -> bytes:
     # Half a second to import, and only rank 0 draws.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.0, 4.0))
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axes = figure.subplots()
     mesh = axes.pcolormesh(edges, _around(rows), rows)
     axes.set(title=title, xlabel=across, ylabel=up)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(mesh)
+    figure.colorbar(mesh, label=quantity)
     with io.BytesIO() as stream:
         figure.savefig(stream, format="png", dpi=100)
         return stream.getvalue()

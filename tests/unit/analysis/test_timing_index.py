@@ -32,6 +32,9 @@ def test_crossings_are_interpolated() -> None:
     ("sharpness", "stability", "thresholds", "expected"),
     [
         ([0.5, 0.5, 0.2, 0.1], [1.0, 1.0, 1.0, 1.0], Thresholds(), (None, 0, None)),
+        # A rise of almost nothing is no sharpening, one of 0.01 is.
+        ([8.9e-5, 2e-4, 5e-4, 1e-3], [1.0, 1.0, 1.0, 1.0], Thresholds(), (None, 0, None)),
+        ([0.0, 0.0, 0.01, 0.01], [1.0, 1.0, 1.0, 1.0], Thresholds(), (15, 0, 15)),
         ([0.1, 0.2, 0.4, 0.5], [1.0, 0.5, 0.8, 0.85], Thresholds(sharpness=0.6), (None, None, None)),
         ([0.6, 0.2, 0.4, 0.5], [0.0, 0.0, 0.0, 1.0], Thresholds(sharpness=0.6, stability=0.5), (0, 30, -30)),
         ([0.0, 0.3, 0.1, 0.4], [0.0, 0.5, 0.5, 0.4], Thresholds(sharpness=0.3, stability=0.4), (10, 8, 2)),

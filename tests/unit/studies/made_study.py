@@ -97,8 +97,11 @@ def _analysis(arm: str) -> dict[str, Any]:
     }
     return {
         "steps": [10, 20, 30],
-        "tokens": list(TOKENS),
+        "tokens": [750, 2000, 3000],
         "num_layers": 4,
+        "upper": [2, 3],
+        "reference_step": 30,
+        "probe_tokens": 64,
         "attention_entropy": [[[0.95] * 2] * 2 + [[value - 0.1, value + 0.1]] * 2 for value in upper],
         "stability_cka": [[0.7, 0.9, 0.1, 0.1], [1.0] * 4, [1.0] * 4],
         "reliance_layer": [[0.0] * 4, [0.0] * 4, [0.1, 0.2, 0.3, 0.4]],

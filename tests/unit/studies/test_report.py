@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import yaml
 from megaqk import cli
 from megaqk.studies.figures import draw_plot, looks
 from megaqk.studies.plan import load_study
-from megaqk.studies.series import Panel, Plot, deviation_band
+from megaqk.studies.series import Panel, Plot, deviation_band, log_band
 from tests.unit.studies.made_study import FILE, make_study, write_run
 
 FIGURES = {
     "final-loss", "learning-curves", "loss-difference", "entropy", "write-energy", "timing", "pathwise", "logit-growth",
-    "reliance",
+    "reliance", "write-energy-by-layer",
 }  # fmt: skip
 
 
@@ -66,10 +67,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, *report(folder)
 
 
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    return make_study(tmp_path)
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(["study", "report", str(folder)]) == 2
+    return capsys.readouterr().err
+
+
+def change_yaml(path: Path, changes: dict[str, Any]) -> None:
+    content = yaml.safe_load(path.read_text()) | changes
+    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+
+
+def change_analysis(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    analysis = json.loads((path / "analysis.json").read_text())
+    change(analysis)
+    (path / "analysis.json").write_text(json.dumps(analysis))
+
+
 def test_losses_and_paired_differences(made: Any) -> None:
     _, numbers, page, text = made
     assert numbers["complete"]
-    assert numbers["arms"]["loss"]["baseline"] == {"n": 3, "mean": pytest.approx(3.2), "deviation": pytest.approx(0.1)}
+    baseline = numbers["arms"]["loss"]["baseline"]
+    assert (baseline["n"], baseline["mean"], baseline["deviation"]) == (3, pytest.approx(3.2), pytest.approx(0.1))
+    assert baseline["by_seed"] == {"1": 3.1, "2": 3.2, "3": 3.3}
     timed = numbers["differences"]["loss"]["timed vs baseline"]
     assert timed["by_seed"] == {"1": pytest.approx(-0.1), "2": pytest.approx(-0.2), "3": pytest.approx(-0.3)}
     assert timed["t_interval"] == pytest.approx([-0.448414, 0.048414], abs=1e-6)
@@ -103,11 +127,12 @@ def test_token_efficiency(made: Any) -> None:
     [
         ("attention_entropy/lower", 0.8, 0.0),
         ("attention_entropy/upper", 0.5, 0.2),
-        ("attention_write_energy/upper", 0.5, 0.0),
-        ("ffn_write_energy/upper", 3.0, -1.0),
+        # Geometric means: of 0.4 and 0.6, of 2 and 4.
+        ("attention_write_energy/upper", 0.24**0.5, 0.0),
+        ("ffn_write_energy/upper", 8**0.5, 2 - 8**0.5),
         ("upper_sharp", 2000, 500),
-        ("lower_stable", 1500, 0),
-        ("timing_index", 500, 500),
+        ("lower_stable", 1375, 0),
+        ("timing_index", 625, 500),
         ("own_timing/tokens", -300, 0),
         ("step_size_factor/upper", 0.2, -0.1),
         ("step_size_factor/lower", 0.2, 0.0),
@@ -126,7 +151,7 @@ def test_what_shows_the_mechanism(made: Any, key: str, baseline: float, change: 
     title = numbers["measures"][key]
     column = next(row.index(title) for row in page.rows if title in row)
     assert any(
-        row[0] == "baseline" and f"{baseline:g}" in row[column].replace(",", "") for row in page.rows if row[column:]
+        row[0] == "baseline" and f"{baseline:.4g}" in row[column].replace(",", "") for row in page.rows if row[column:]
     )
     assert title in text
 
@@ -138,6 +163,12 @@ def test_curves_are_means_over_seeds(made: Any) -> None:
     assert (band["low"][2], band["high"][2]) == (pytest.approx(3.1), pytest.approx(3.3))
     band = plots["loss-difference"][0]["bands"]["timed vs baseline"]
     assert (band["mean"], band["low"][2]) == (pytest.approx([0, 0, -0.2]), pytest.approx(-0.448414, abs=1e-6))
+    panels = plots["write-energy-by-layer"]
+    assert [panel["log"] for panel in panels] == [True, True]
+    assert [panel["bands"]["timed"]["mean"] for panel in panels] == [
+        pytest.approx([0.1, 0.3, 0.4, 0.6]),
+        pytest.approx([1, 1, 2, 2]),
+    ]
     assert plots["reliance"][0]["bands"]["timed"]["mean"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert plots["timing"][0]["bands"]["timed"]["mean"] == pytest.approx([0.1, 0.2, 0.4])
 
@@ -196,6 +227,69 @@ def test_an_incomplete_study_says_so_and_takes_pairs_that_are_complete(tmp_path:
         assert words in text
 
 
+def test_an_arm_of_which_one_run_never_gets_there_has_no_mean(whole: Path) -> None:
+    def soft(analysis: dict[str, Any]) -> None:
+        analysis["attention_entropy"] = [[[0.9] * 2] * 4] * 3
+
+    change_analysis(whole / "timed/seed-2", soft)
+    numbers, page, text = report(whole)
+    one = numbers["arms"]["upper_sharp"]["timed"]
+    assert one == {"by_seed": {"1": 2500, "2": None, "3": 2500}, "n": 2, "mean": None, "deviation": None}
+    pairs = numbers["differences"]["upper_sharp"]["timed vs baseline"]
+    assert pairs["by_seed"] == {"1": 500, "2": None, "3": 500}
+    assert (pairs["mean"], pairs["deviation"], pairs["t_interval"], pairs["p"]) == (None,) * 4
+    for first in ("timed", "timed vs baseline"):
+        assert [first, "3", "– (2 of 3)", "– (2 of 3)"] in [row[:4] for row in page.rows]  # noqa: RUF001
+    assert "they are sharp from 0.3000 (half of the way" in text
+
+
+def test_baselines_that_hardly_sharpen_set_no_threshold(whole: Path) -> None:
+    def hardly(analysis: dict[str, Any]) -> None:
+        analysis["attention_entropy"] = [[[1 - sharp] * 2] * 4 for sharp in (8.9e-5, 5e-4, 1e-3)]
+
+    for seed in (1, 2, 3):
+        change_analysis(whole / f"baseline/seed-{seed}", hardly)
+    numbers, page, text = report(whole)
+    assert numbers["sharpness_threshold"] is None
+    assert "no sharpness is a threshold, since that of the baselines is not known to rise by 0.01;" in text
+    # Columns stay: that no run gets there is a result.
+    row = ["baseline", "3", "– (0 of 3)", "– (0 of 3)", "1,375 ± 0"]  # noqa: RUF001
+    assert row in page.rows
+
+
+def test_nothing_is_early_before_the_first_step(whole: Path) -> None:
+    def initial(analysis: dict[str, Any]) -> None:
+        analysis["tokens"][0] = 0
+
+    change_analysis(whole / "timed/seed-1", initial)
+    assert report(whole)[0]["arms"]["reliance/early_heads"]["timed"]["by_seed"] == {
+        "1": None,
+        "2": pytest.approx(0.3),
+        "3": pytest.approx(0.3),
+    }
+
+
+def test_what_makes_runs_unlike_is_said(whole: Path, made: Any) -> None:
+    alike = "and all arms learn from the same samples in the same order"
+    assert alike in made[3]
+    assert "Analyses are not" not in made[3]
+    for key, value in (("num_layers: 4", "num_layers: 6"), ("steps: 30", "steps: 40"), ("seed: 3", "seed: 4")):
+        path = whole / "timed/seed-3/config.yaml"
+        path.write_text(path.read_text().replace(key, value, 1))
+    change_analysis(whole / "timed/seed-1", lambda analysis: analysis.update(upper=[3], probe_tokens=32))
+    change_analysis(whole / "worse/seed-3", lambda analysis: analysis.update(upper=[3]))
+    _, page, text = report(whole)
+    assert alike not in text
+    for said in (
+        "Runs of one seed do not learn from the same samples in the same order in all arms; they differ in "
+        "training.seed, training.steps.",
+        "Analyses are not made alike: upper is not that of baseline/seed-1 in timed/seed-1, worse/seed-3.",
+        "Analyses are not made alike: probe_tokens is not that of baseline/seed-1 in timed/seed-1.",
+    ):
+        assert text.index(said) < text.index("## Final loss")
+        assert said in page.words
+
+
 def test_a_study_of_which_nothing_is_finished(tmp_path: Path) -> None:
     arms = [f"{arm}/seed-{seed}" for arm in ("baseline", "timed", "worse") for seed in (1, 2, 3)]
     numbers, page, _ = report(make_study(tmp_path, without=tuple(arms)))
@@ -223,16 +317,62 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert f"{tmp_path}: must be the folder of a study, with study.yaml in it" in capsys.readouterr().err
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"name": "made"}))
     assert cli.main(["study", "report", str(tmp_path)]) == 2
-    assert "study.yaml: has no description" in capsys.readouterr().err
-    folder = make_study(tmp_path)
-    (folder / "timed/seed-1/analysis.json").write_text("{")
-    assert cli.main(["study", "report", str(folder)]) == 2
-    assert "timed/seed-1/analysis.json: is damaged" in capsys.readouterr().err
+    assert "study.yaml: is damaged: description: must be given; it must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": 4}, "seeds = 4: must be a list"),
+        ({"comparisons": [["timed"]]}, "comparisons[0] = [timed]: must have 2 entries"),
+        ({"comparisons": [["timed", "tmied"]]}, "comparisons = tmied: must be an arm: baseline, timed, worse"),
+    ],
+)
+def test_a_damaged_plan_is_one_line(
+    whole: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_yaml(whole / "study.yaml", changes)
+    assert f"{whole}/study.yaml: is damaged: {said}; it must be" in refused(whole, capsys)
+
+
+def test_a_damaged_analysis_is_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = whole / "timed/seed-1/analysis.json"
+    analysis = json.loads(path.read_text())
+    pair = {key: value for key, value in analysis["pathwise"][0].items() if key != "share"}
+    again = "remove it; the next `megaqk study run` makes it again"
+    for content, said in (
+        ("{", "must be a JSON object"),
+        ("{}", "steps: must be given"),
+        (analysis | {"pathwise": [pair]}, "pathwise[0].share: must be given"),
+        (analysis | {"pathwise": [analysis["pathwise"][0] | {"to": 21}]}, "pathwise[0].to = 21: must be one of steps"),
+        (analysis | {"tokens": [1]}, "tokens = 1: must have 3 entries, as steps has"),
+    ):
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        words = refused(whole, capsys)
+        assert f"{path}: is damaged" in words
+        assert words.endswith(f"{said}; {again}\n")
+
+
+def test_a_probe_without_tokens_is_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = whole / "timed/seed-1/probes.jsonl"
+    path.write_text(path.read_text().replace('"tokens": 2000, ', ""))
+    assert f"{path}: the record of step 20 has no number of tokens" in refused(whole, capsys)
+
+
+def test_a_plan_without_interactions_is_read(whole: Path) -> None:
+    change_yaml(whole / "study.yaml", {"interactions": None})
+    assert report(whole)[0]["interactions"] == []
 
 
 def test_reporting_does_not_import_deepspeed() -> None:
-    code = "import sys, megaqk.studies.report; sys.exit('deepspeed' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, megaqk.studies.report; sys.exit(bool({'deepspeed', 'torch', 'scipy'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_energies_have_a_logarithmic_axis() -> None:
+    panel = Panel(title="", y="", bands={"a": log_band([{1: 1.0, 2: 2.0}, {1: 100.0, 2: 2.0}])}, log=True)
+    axes = draw_plot(Plot(name="", title="", caption="", x="", panels=[panel]), looks(["a"], {})).axes[0]
+    assert axes.get_yscale() == "log"
 
 
 def test_many_lines_have_no_bands() -> None:

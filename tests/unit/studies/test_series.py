@@ -1,8 +1,7 @@
 import pytest
 
-from megaqk.studies.common_timing import tokens_to_stay
-from megaqk.studies.halves import half_mean
-from megaqk.studies.series import binned, deviation_band, t_band, tokens_to_reach
+from megaqk.studies.halves import geometric_mean_of, half_mean
+from megaqk.studies.series import binned, deviation_band, log_band, t_band, tokens_to_reach
 
 CURVE = {100: 5.0, 200: 4.0, 300: 3.0, 400: 3.5}
 
@@ -10,16 +9,6 @@ CURVE = {100: 5.0, 200: 4.0, 300: 3.0, 400: 3.5}
 @pytest.mark.parametrize(("loss", "tokens"), [(3.5, 250.0), (4.0, 200.0), (5.5, 100.0), (2.9, None)])
 def test_tokens_to_reach_a_loss(loss: float, tokens: float | None) -> None:
     assert tokens_to_reach(CURVE, loss) == tokens
-
-
-def test_what_falls_below_again_is_not_stable() -> None:
-    curve = {10: 0.95, 20: 0.8, 30: 0.9, 40: 1.0}
-    assert tokens_to_stay(curve, 0.85) == pytest.approx(25.0)
-    assert (tokens_to_stay(curve, 0.5), tokens_to_stay({10: 0.95, 20: 0.8}, 0.9), tokens_to_stay({}, 0.9)) == (
-        10.0,
-        None,
-        None,
-    )
 
 
 def test_bands_are_where_all_runs_are() -> None:
@@ -30,6 +19,18 @@ def test_bands_are_where_all_runs_are() -> None:
     # t(0.975, 1) is 12.7062.
     assert t_band(curves).high == pytest.approx([2 + 12.7062, 2], rel=1e-5)
     assert deviation_band(curves[:1]).low == [1.0, 2.0, 5.0]
+
+
+def test_bands_of_logarithms_stay_above_zero() -> None:
+    band = log_band([{1: 1.0}, {1: 100.0}])
+    assert band.mean == pytest.approx([10.0])
+    # A deviation of log(100) / sqrt(2).
+    assert (band.low, band.high) == (pytest.approx([10 / 100**0.5**0.5]), pytest.approx([10 * 100**0.5**0.5]))
+
+
+def test_a_geometric_mean() -> None:
+    assert half_mean([1.0, 100.0, 2.0, 8.0], "upper", geometric_mean_of) == pytest.approx(4.0)
+    assert (geometric_mean_of([[4.0, None], 9.0]), geometric_mean_of([0.0, 1.0])) == (pytest.approx(6.0), None)
 
 
 def test_a_long_curve_is_drawn_as_means_of_stretches() -> None:

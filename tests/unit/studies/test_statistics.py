@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from megaqk.studies.statistics import difference, holm, resamples, summary, t_interval
+from megaqk.studies.tables import number
 
 ONE = [3.10, 3.05, 3.22, 2.98, 3.17, 3.11]
 OTHER = [3.15, 3.02, 3.31, 3.01, 3.30, 3.12]
@@ -57,6 +58,27 @@ def test_one_pair_has_no_interval(pairs: dict[int, float]) -> None:
     assert (found.t_interval, found.bootstrap_interval, found.p, found.deviation) == (None,) * 4
 
 
+def test_the_mean_of_those_that_are_left_is_none() -> None:
+    found = difference({1: 1.0, 2: None, 3: 3.0}, 1)
+    assert (found.n, found.by_seed) == (2, {1: 1.0, 2: None, 3: 3.0})
+    assert (found.mean, found.deviation, found.t_interval, found.p) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (-0.00001, "+.4f", "-1.0e-05"),
+        (0.00002, "+.4f", "+2.0e-05"),
+        (-0.0, "+.4f", "+0.0000"),
+        (0.3, ",.0f", "3.0e-01"),
+        (0.00012, "+.1%", "+1.2e-02%"),
+        (0.0001, ".4f", "0.0001"),
+    ],
+)
+def test_what_is_not_zero_does_not_look_like_it(value: float, form: str, text: str) -> None:
+    assert number(value, form) == text
+
+
 def test_holm_worked_by_hand() -> None:
     # 4 x 0.01; 3 x 0.02, and not below the one before; 2 x 0.04, the last as it is but not below; one is missing.
     assert holm([0.04, 0.01, None, 0.02, 0.05], 5) == pytest.approx([0.12, 0.05, None, 0.08, 0.12])
@@ -64,8 +86,8 @@ def test_holm_worked_by_hand() -> None:
 
 
 def test_a_summary_has_the_deviation_of_a_sample() -> None:
-    found = summary([1.0, 2.0, 3.0, 4.0])
+    found = summary({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0})
     assert (found.n, found.mean, found.deviation) == (4, 2.5, pytest.approx(math.sqrt(5 / 3)))
     # Equal values have none, not even from rounding.
-    assert summary([0.05144] * 3).deviation == 0.0
+    assert summary(dict.fromkeys((1, 2, 3), 0.05144)).deviation == 0.0
     assert t_interval(0.0, 1.0, 1000, 0.95) == pytest.approx((-0.06205, 0.06205), abs=1e-5)

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from megaqk.training.heat_maps import curves, heat_maps
@@ -26,7 +27,12 @@ def test_curves_of_a_record() -> None:
 
 
 @pytest.mark.parametrize("steps", [[7], [0, 2, 3]])
-def test_pictures_of_what_is_not_known_too(steps: list[int]) -> None:
+def test_pictures_of_what_is_not_known_too(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *words, **options: drawn.append(self) or save(self, *words, **options)
+    )
     by_head, by_layer = [[1.0, None], [2.0, 3.0]], [0.1, None]
     records = [
         {"step": step}
@@ -41,3 +47,6 @@ def test_pictures_of_what_is_not_known_too(steps: list[int]) -> None:
         pixels = imread(io.BytesIO(png))
         assert pixels.shape[:2] == (400, 600)
         assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 10
+    entropy, largest, energy = "entropy / log(row length)", "largest attention logit", "E|write|² / E|stream|²"
+    bars = [figure.axes[1].get_ylabel() for figure in drawn]
+    assert bars == [entropy, largest, energy, energy, entropy, largest]
