@@ -105,6 +105,8 @@ def _suggest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
 
 def _members(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[Any, ...]:
     """The type of the key that a location leads to, and what that is made of: `int | None` holds `int` and None."""
+    if location and isinstance(location[-1], int):
+        return tuple(inner for member in _members(location[:-1], root) for inner in get_args(member))
     field = _section_at(location[:-1], root).model_fields.get(str(location[-1])) if location else None
     return (field.annotation, *get_args(field.annotation)) if field else ()
 

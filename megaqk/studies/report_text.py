@@ -204,7 +204,7 @@ def _mechanism(numbers: Numbers, pictures: Mapping[str, Picture]) -> Iterator[Se
     there = {measure.section for measure in numbers.measures}
     threshold = numbers.sharpness_threshold
     sharp = (
-        f"no sharpness is a threshold, since that of the baselines is not known to rise by {LEAST_SHARPENING}"
+        f"there is no sharpness to reach, since that of the baselines is not known to rise by {LEAST_SHARPENING}"
         if threshold is None
         else f"they are sharp from {number(threshold, '.4f')} (half of the way that the baselines go)"
     )
