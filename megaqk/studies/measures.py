@@ -46,7 +46,12 @@ def _timing(name: str) -> Callable[[RunRecord], float | None]:
 
 
 def _total(name: str, half: str) -> Callable[[RunRecord], float | None]:
-    return lambda run: math.fsum(values) if (values := pathwise_curve(run, name, half).values()) else None
+    def value(run: RunRecord) -> float | None:
+        values = pathwise_curve(run, name, half).values()
+        # A sum without some of its parts is none.
+        return math.fsum(values) if run.analysis and 0 < len(values) == len(run.analysis["pathwise"]) else None
+
+    return value
 
 
 def _over_pathwise(name: str, half: str) -> Callable[[RunRecord], float | None]:

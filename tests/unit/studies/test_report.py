@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ import yaml
 
 from megaqk import cli
 from megaqk.studies.figures import draw_plot, looks
+from megaqk.studies.html import to_html
+from megaqk.studies.markdown import to_markdown
+from megaqk.studies.numbers import compute
 from megaqk.studies.plan import load_study
+from megaqk.studies.report_text import compose
 from megaqk.studies.series import Panel, Plot, deviation_band, log_band
+from megaqk.studies.study_runs import read_study
 from tests.unit.studies.made_study import FILE, make_study, write_run
 
 FIGURES = {
@@ -65,6 +71,15 @@ def report(folder: Path, *words: str) -> tuple[dict[str, Any], Page, str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Page, str]:
     folder = make_study(tmp_path_factory.mktemp("study"))
     return folder, *report(folder)
+
+
+def words_of(folder: Path) -> tuple[dict[str, Any], Page, str]:
+    """As `report`, without figures, which take most of its time."""
+    study = read_study(folder)
+    numbers = compute(study)
+    document = compose(study, numbers, {}, "")
+    plain = json.loads(json.dumps({**asdict(numbers), "interactions": study.interactions}, default=str))
+    return plain, Page(to_html(document)), to_markdown(document)
 
 
 @pytest.fixture
@@ -232,7 +247,7 @@ def test_an_arm_of_which_one_run_never_gets_there_has_no_mean(whole: Path) -> No
         analysis["attention_entropy"] = [[[0.9] * 2] * 4] * 3
 
     change_analysis(whole / "timed/seed-2", soft)
-    numbers, page, text = report(whole)
+    numbers, page, text = words_of(whole)
     one = numbers["arms"]["upper_sharp"]["timed"]
     assert one == {"by_seed": {"1": 2500, "2": None, "3": 2500}, "n": 2, "mean": None, "deviation": None}
     pairs = numbers["differences"]["upper_sharp"]["timed vs baseline"]
@@ -249,7 +264,7 @@ def test_baselines_that_hardly_sharpen_set_no_threshold(whole: Path) -> None:
 
     for seed in (1, 2, 3):
         change_analysis(whole / f"baseline/seed-{seed}", hardly)
-    numbers, page, text = report(whole)
+    numbers, page, text = words_of(whole)
     assert numbers["sharpness_threshold"] is None
     assert "there is no sharpness to reach, since that of the baselines is not known to rise by 0.01;" in text
     # Columns stay: that no run gets there is a result.
@@ -262,11 +277,20 @@ def test_nothing_is_early_before_the_first_step(whole: Path) -> None:
         analysis["tokens"][0] = 0
 
     change_analysis(whole / "timed/seed-1", initial)
-    assert report(whole)[0]["arms"]["reliance/early_heads"]["timed"]["by_seed"] == {
+    assert words_of(whole)[0]["arms"]["reliance/early_heads"]["timed"]["by_seed"] == {
         "1": None,
         "2": pytest.approx(0.3),
         "3": pytest.approx(0.3),
     }
+
+
+def test_the_sum_of_some_steps_is_no_factor(whole: Path) -> None:
+    def unknown(analysis: dict[str, Any]) -> None:
+        analysis["pathwise"][0]["step_size_factor"] = {"query": [None] * 4, "key": [None] * 4}
+
+    change_analysis(whole / "timed/seed-1", unknown)
+    found = words_of(whole)[0]["arms"]["step_size_factor/upper"]["timed"]
+    assert found["by_seed"] == {"1": None, "2": pytest.approx(0.1), "3": pytest.approx(0.1)}
 
 
 def test_what_makes_runs_unlike_is_said(whole: Path, made: Any) -> None:
@@ -278,7 +302,7 @@ def test_what_makes_runs_unlike_is_said(whole: Path, made: Any) -> None:
         path.write_text(path.read_text().replace(key, value, 1))
     change_analysis(whole / "timed/seed-1", lambda analysis: analysis.update(upper=[3], probe_tokens=32))
     change_analysis(whole / "worse/seed-3", lambda analysis: analysis.update(upper=[3]))
-    _, page, text = report(whole)
+    _, page, text = words_of(whole)
     assert alike not in text
     for said in (
         "Runs of one seed do not learn from the same samples in the same order in all arms; they differ in "
@@ -361,7 +385,7 @@ def test_a_probe_without_tokens_is_one_line(whole: Path, capsys: pytest.CaptureF
 
 def test_a_plan_without_interactions_is_read(whole: Path) -> None:
     change_yaml(whole / "study.yaml", {"interactions": None})
-    assert report(whole)[0]["interactions"] == []
+    assert words_of(whole)[0]["interactions"] == []
 
 
 def test_reporting_does_not_import_deepspeed() -> None:
