@@ -22,7 +22,7 @@ from megaqk.exchange.architectures.llama import (
 from megaqk.exchange.architectures.persimmon import Persimmon
 from megaqk.exchange.architectures.stablelm import StableLm
 
-_RMS = (Llama(), Mistral(), Qwen3(), Arcee(), Apertus())
+_RMS = (Llama(), Mistral(), SmolLm3(), Qwen3(), Arcee(), Apertus())
 
 OUT: tuple[Architecture, ...] = (
     *(Gpt2(), *_RMS, Starcoder2(), Persimmon(), StableLm()),
@@ -31,7 +31,7 @@ OUT: tuple[Architecture, ...] = (
 )
 """Those that a model may go to, in order of preference."""
 
-_IN_ONLY = (Qwen2(), SeedOss(), SmolLm3(), Phi3(), Helium(), Olmo(), Gemma(), Granite())
+_IN_ONLY = (Qwen2(), SeedOss(), Phi3(), Helium(), Olmo(), Gemma(), Granite())
 IN: dict[str, Architecture] = {one.model_type: one for one in (*OUT, *_IN_ONLY) if not isinstance(one, Centred)}
 """Those that a model may come from, by what `config.json` calls them."""
 

@@ -53,7 +53,7 @@ class Architecture(ABC):
 
     def context_limit(self, config: Any) -> tuple[str, int] | None:
         """The key and the number of tokens beyond which it is not what a model of ours computes; None: it has none."""
-        window = getattr(config, "sliding_window", None)
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         return None if window is None else ("sliding_window", window)
 
     @abstractmethod

@@ -6,10 +6,11 @@ It makes a mask of every pair of tokens, so it is the last resort.
 from typing import Any
 
 from megaqk.config.model import ModelConfig
-from megaqk.exchange.architectures.architecture import ROTATING, Tensors, check_value, refused
+from megaqk.errors import UserError
+from megaqk.exchange.architectures.architecture import ROTATING, UNGATED, Tensors, check_value, refused
 from megaqk.exchange.architectures.llama import RMS, YES
 from megaqk.exchange.architectures.llama_family import QK_NORMS, LlamaFamily
-from megaqk.exchange.architectures.stand_ins import are, was
+from megaqk.exchange.architectures.stand_ins import was
 from megaqk.exchange.lazy import LazyTensor, constant
 
 _NEVER = 2**30
@@ -61,19 +62,23 @@ class Doge(LlamaFamily):
     def from_transformers(self, config: Any, theirs: Tensors) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
         """See `Architecture`."""
         keys, tensors = super().from_transformers(config, theirs)
-        ungated = was(config, "feed_forward") in ("gelu", "relu_squared")
+        sizes = keys["hidden_size"], keys["num_kv_heads"], keys["head_dim"]
         for index in range(keys["num_layers"]):
-            theirs_here, ours_here = f"model.layers.{index}.", f"layers.{index}.ffn.input."
-            sizes = keys["hidden_size"], keys["num_kv_heads"], keys["head_dim"]
-            for name, (_, value) in _additions(*sizes, biased=config.attention_bias).items():
-                if not are(theirs[f"{theirs_here}{name}"], value):
-                    raise refused(f"{theirs_here}{name}", "something else", f"{value:g} everywhere")
-            ungated = ungated and are(tensors[f"{ours_here}up_weight"], 0) and are(tensors[f"{ours_here}up_bias"], 1)
-        if ungated:
-            keys["feed_forward"] = was(config, "feed_forward")
-            for name in [name for name in tensors if ".gate_" in name]:
-                tensors[name.replace(".gate_", ".up_")] = tensors.pop(name)
+            layer = f"model.layers.{index}."
+            constants = {name: value for name, (_, value) in _additions(*sizes, biased=config.attention_bias).items()}
+            if not self.is_gated(config):
+                constants |= {"mlp.up_proj.weight": 0.0, "mlp.up_proj.bias": 1.0}
+                for kind in ("weight", "bias"):
+                    gate = tensors.pop(f"layers.{index}.ffn.input.gate_{kind}")
+                    tensors[f"layers.{index}.ffn.input.up_{kind}"] = gate
+            for name, value in constants.items():
+                if not (theirs[f"{layer}{name}"].read() == value).all():
+                    raise UserError(f"{layer}{name}: must be {value:g} everywhere, where it does nothing")
         return keys, tensors
+
+    def is_gated(self, config: Any) -> bool:
+        """See `LlamaFamily`."""
+        return was(config, "feed_forward") not in UNGATED
 
 
 def _additions(hidden: int, kv_heads: int, head_dim: int, *, biased: bool) -> dict[str, tuple[tuple[int, ...], float]]:

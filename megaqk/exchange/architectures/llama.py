@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megaqk.config.model import GATED
+from megaqk.config.model import GATED, ModelConfig
 from megaqk.exchange.architectures.architecture import ROTATING, UNGATED, check_value
 from megaqk.exchange.architectures.llama_family import ATTENTION, NORMS, QK_NORMS, UNGATED_FFN, LlamaFamily
 
@@ -27,6 +27,30 @@ class Mistral(LlamaFamily):
     def config(self, *arguments: Any, **keys: Any) -> dict[str, Any]:
         """See `Architecture`."""
         return {**super().config(*arguments, **keys), "sliding_window": None}
+
+
+class SmolLm3(LlamaFamily):
+    """Llama with any hidden_size, each of whose layers rotates or does not."""
+
+    model_type, class_name = "smollm3", "SmolLM3ForCausalLM"
+    exports = Llama.exports
+    bias_keys = ("attention_bias", "mlp_bias")
+
+    def config(self, model: ModelConfig, *, tokens: int, positions: int) -> dict[str, Any]:
+        """See `Architecture`."""
+        rotates = int(model.positions == "rotary")
+        rope = {"rope_type": "default", "rope_theta": model.rotary_base}
+        return {
+            **super().config(model, tokens=tokens, positions=positions),
+            "rope_parameters": rope,
+            "no_rope_layers": [rotates] * model.num_layers,
+        }
+
+    def keys(self, config: Any) -> dict[str, Any]:
+        """See `LlamaFamily`."""
+        check_value(config, "no_rope_layers", *([value] * config.num_hidden_layers for value in (0, 1)))
+        rotates = config.no_rope_layers[0]
+        return {**super().keys(config), **({} if rotates else {"positions": "none"})}
 
 
 class Qwen3(LlamaFamily):
@@ -87,15 +111,3 @@ class Starcoder2(LlamaFamily):
     def config(self, *arguments: Any, **keys: Any) -> dict[str, Any]:
         """See `Architecture`."""
         return {**super().config(*arguments, **keys), "sliding_window": None}
-
-
-class SmolLm3(LlamaFamily):
-    """Llama some of whose layers do not rotate; in only, and only if all do."""
-
-    model_type, class_name = "smollm3", "SmolLM3ForCausalLM"
-    bias_keys = ("attention_bias", "mlp_bias")
-
-    def keys(self, config: Any) -> dict[str, Any]:
-        """See `LlamaFamily`."""
-        check_value(config, "no_rope_layers", [1] * config.num_hidden_layers)
-        return super().keys(config)

@@ -99,14 +99,17 @@ class LlamaFamily(Architecture):
         Raises:
             UserError: It computes something that a model of ours does not.
         """
-        gated = "ffn.input.gate_" in self.layer.values()
         return {
             **common_keys(config, norm=self.norm, eps=self.eps),
             "ffn_hidden_size": config.intermediate_size,
-            "feed_forward": our_feed_forward(config, gated=gated),
+            "feed_forward": our_feed_forward(config, gated=self.is_gated(config)),
             "qk_norm": bool(self.qk_norms),
             **our_positions(config),
         }
+
+    def is_gated(self, config: Any) -> bool:
+        """Whether its feed-forward network multiplies two projections."""
+        return "ffn.input.gate_" in self.layer.values()
 
     def plain(self, config: Any, theirs: Tensors) -> Tensors:
         """Its tensors as Llama would have them, for one that computes the same by others."""

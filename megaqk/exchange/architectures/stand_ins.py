@@ -22,11 +22,6 @@ def bias_is_absent(config: Any, biases: Iterable[LazyTensor]) -> bool:
     return was(config, "bias") is False and not any(bias.read().any() for bias in biases)
 
 
-def are(x: LazyTensor, value: float) -> bool:
-    """Whether every element of a tensor has this value."""
-    return bool((x.read() == value).all())
-
-
 def copied_heads(config: Any, heads: int, weights: Iterable[LazyTensor]) -> int:
     """Key/value heads of which those of some weights or biases are copies; all heads if they are not."""
     kv_heads = was(config, "num_kv_heads")

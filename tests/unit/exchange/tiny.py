@@ -39,7 +39,9 @@ def combinations() -> Iterator[dict[str, Any]]:
 
 
 def tiny(shape: str = "every head its own", **keys: Any) -> ModelConfig:
-    return ModelConfig(**{"num_layers": 2, "ffn_hidden_size": 48, "init_std": 0.2, "rotary_base": 500.0, **SHAPES[shape], **keys})
+    return ModelConfig(
+        **{"num_layers": 2, "ffn_hidden_size": 48, "init_std": 0.2, "rotary_base": 500.0, **SHAPES[shape], **keys}
+    )
 
 
 def decoder_of(model: ModelConfig) -> Decoder:
