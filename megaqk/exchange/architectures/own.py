@@ -59,7 +59,8 @@ class Own(Architecture):
             "tied_embedding": bool(config.tie_word_embeddings),
             **{key: getattr(config, key) for key in _SAME},
         }
-        return keys, {_ours(name): theirs[name] for name in theirs}
+        own_head = not keys["tied_embedding"]
+        return keys, {_ours(name): theirs[name] for name in theirs if own_head or name != "head.weight"}
 
 
 def _theirs(name: str) -> str:
