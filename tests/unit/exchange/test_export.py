@@ -65,10 +65,13 @@ def test_transformers_opens_the_folder(name: str, tmp_path: Path) -> None:
     ) == decoder.context.model.model_dump(include={"bias", "norm", "positions", "feed_forward"})
 
 
-def test_own_code_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    decoder = decoder_of(tiny("grouped", **{**LLAMA, "norm": "layernorm", "bias": True, "positions": "learned"}))
-    run, folder = checkpoint_of(tmp_path / "run", decoder, None), tmp_path / "hf"
-    command = ["export", str(run), "--output", str(folder), "--tokenizer", "none"]
+@pytest.mark.parametrize("tied", [False, True])
+def test_own_code_beside_the_model(tied: bool, bpe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decoder = decoder_of(
+        tiny("grouped", **{**LLAMA, "norm": "layernorm", "bias": True, "positions": "learned", "tied_embedding": tied})
+    )
+    run, folder = checkpoint_of(tmp_path / "run", decoder, bpe), tmp_path / "hf"
+    command = ["export", str(run), "--output", str(folder)]
     assert main(command) == 2
     assert "model.feed_forward = swiglu: must be another" in (line := capsys.readouterr().err)
     assert line.count("\n") == 1
@@ -90,6 +93,13 @@ def test_own_code_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture
     mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)], dim=1)
     left = theirs.generate(padded, attention_mask=mask, max_new_tokens=8, do_sample=False)
     assert torch.equal(left[:, 3:], cached)
+    # Of ours no code in a folder is run.
+    (folder / "modeling_megaqk.py").write_text("raise SystemExit")
+    for where in (folder, run):
+        model, _ = load_transformers(where)
+        assert type(model).__module__ == "megaqk.exchange.modeling_megaqk"
+        with torch.no_grad():
+            assert relative_error(model(ids).logits, expected) < 1e-5
     again = open_folder(folder)
     assert all(torch.equal(again.tensors[name].read(), tensor.read()) for name, tensor in tensors_of(decoder).items())
 
