@@ -30,7 +30,7 @@ ABOVE = {
     },
     "exchange": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
-    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
+    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training", "analysis"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
 
