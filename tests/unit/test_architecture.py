@@ -28,6 +28,7 @@ ABOVE = {
         *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
         "training",
     },
+    "exchange": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
     "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training", "analysis"},
 }
