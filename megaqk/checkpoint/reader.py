@@ -18,7 +18,8 @@ from megaqk.checkpoint.damage import DamagedError, damage_named
 from megaqk.checkpoint.index import WEIGHT, Index, Piece, tensor_name
 from megaqk.checkpoint.piece_files import PieceFiles
 from megaqk.checkpoint.rank_file import header_of
-from megaqk.checkpoint.store import INDEX, CheckpointStore, read_manifest
+from megaqk.checkpoint.retention import Retention
+from megaqk.checkpoint.store import INDEX, MANIFEST, CheckpointStore, read_manifest
 from megaqk.errors import UserError
 
 _THREADS = 4
@@ -169,3 +170,18 @@ def open_step(store: CheckpointStore, step: int) -> Checkpoint:
     if (other := checkpoint.manifest["progress"]["step"]) != step:
         raise DamagedError(f"{checkpoint.path}: damaged, it is of step {other}")
     return checkpoint
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder: that of a step, or the newest of a run.
+
+    Raises:
+        UserError: There is none.
+        DamagedError: As `open_step`.
+    """
+    if (path / MANIFEST).is_file():
+        return Checkpoint(path)
+    store = CheckpointStore(path / "checkpoints", Retention(newest=1))
+    if not (steps := store.steps()):
+        raise UserError(f"{path}: must be the folder of a checkpoint (RUN_DIR/checkpoints/step-N) or a run.dir with one")
+    return open_step(store, steps[-1])

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from megaqk.checkpoint.boxes import Box
 from megaqk.checkpoint.damage import DamagedError
 from megaqk.checkpoint.index import Index
-from megaqk.checkpoint.reader import Checkpoint, Wanted
+from megaqk.checkpoint.reader import Checkpoint, Wanted, open_checkpoint
 from megaqk.errors import UserError
 from tests.unit.checkpoint.checkpoints import MATRIX, PARTS, TENSORS, VECTOR, open_store, save
 
@@ -144,3 +144,13 @@ def test_files_are_not_kept_open(path: Path) -> None:
 def test_under_another_name(path: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(path, tmp_path / "best")
     assert torch.equal(Checkpoint(str(copy)).weight("vector"), VECTOR + STEP)
+
+
+def test_a_checkpoint_is_found_by_its_folder_or_its_run(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "run" / "checkpoints")
+    for step in (2, 10):
+        save(store, step)
+    assert open_checkpoint(tmp_path / "run").manifest["progress"]["step"] == 10
+    assert open_checkpoint(store.path(2)).manifest["progress"]["step"] == 2
+    with pytest.raises(UserError, match=r"checkpoints: must be the folder of a checkpoint"):
+        open_checkpoint(store.folder)
