@@ -28,6 +28,8 @@ ABOVE = {
         *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
         "training",
     },
+    "evaluation": {"errors", "config", "runtime", "checkpoint", "exchange", "training"},
+    "generation": {"errors", "runtime", "exchange"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
     "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
 }
