@@ -28,6 +28,7 @@ ABOVE = {
         *("errors", "config", "runtime", "checkpoint", "parallel", "data", "model", "corpus", "optim", "probing"),
         "training",
     },
+    "exchange": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model"},
     "evaluation": {"errors", "config", "runtime", "checkpoint", "exchange", "training"},
     "generation": {"errors", "runtime", "exchange"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},

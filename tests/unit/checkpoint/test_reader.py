@@ -152,5 +152,5 @@ def test_a_checkpoint_is_found_by_its_folder_or_its_run(tmp_path: Path) -> None:
         save(store, step)
     assert open_checkpoint(tmp_path / "run").manifest["progress"]["step"] == 10
     assert open_checkpoint(store.path(2)).manifest["progress"]["step"] == 2
-    with pytest.raises(UserError, match=r"checkpoints: must be the folder of a checkpoint"):
+    with pytest.raises(UserError, match=r"checkpoints: must be a checkpoint"):
         open_checkpoint(store.folder)

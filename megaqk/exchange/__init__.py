@@ -1,0 +1,1 @@
+"""In and out: models as transformers' architectures hold them, and their tokenizers."""
