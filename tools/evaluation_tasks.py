@@ -2,7 +2,7 @@
 
 Every file is made so that what can be known without the rule that it tests is worth nothing: each answer is the right
 one as often as it is a wrong one, in the same company, so that a model with fixed preferences among words is at chance,
-exactly. The passages come from the last documents of the shipped text, which no division of it trains on.
+exactly. The passages come from the documents of the shipped text that a run does not train on.
 """
 
 import json
@@ -19,41 +19,42 @@ TASKS = PACKAGE / "evaluation" / "tasks"
 NUM_ITEMS = 400
 NUM_CHOICES = 4
 HELD_OUT = 14
-"""Documents at the end of the shipped text: its last twentieth, the test part of `data.split` by default."""
+"""Documents at the end of the shipped text: its last twentieth, which `data.split` keeps from training by default."""
 
 WORDS = (
-    "apple basket bell bird blanket boat book bottle bread bridge brother butter candle captain castle chair church "
-    "cloud coat corner cottage cousin daughter desk doctor dog door dress fence field finger fire fish floor flower "
-    "forest garden gate glass gold grass hair hammer harbour hat hill horse house iron island jacket kettle king kitchen "
-    "knife lady lamp leaf letter light lion lord master meadow mirror money moon morning mother mountain mouse music "
-    "needle night paper party pencil picture pipe plate pocket queen rain river road roof room rope school servant "
-    "shadow ship shoe silver sister sleep smoke snow soldier spoon star station stone storm street summer sun table "
-    "teacher tree uncle valley village voice wagon wall water whale window wine winter wood"
-).split()
-NAMES = "Alice Anne Charles Elizabeth George Harry Henry James Jane John Mary Peter Robert Thomas Tom William".split()
+    "apple basket bell bird blanket boat book bottle bread bridge brother butter candle captain castle chair "
+    "church cloud coat corner cottage cousin daughter desk doctor dog door dress fence field finger fire fish "
+    "floor flower forest garden gate glass gold grass hair hammer harbour hat hill horse house iron island jacket "
+    "kettle king kitchen knife lady lamp leaf letter light lion lord master meadow mirror money moon morning "
+    "mother mountain mouse music needle night paper party pencil picture pipe plate pocket queen rain river road "
+    "roof room rope school servant shadow ship shoe silver sister sleep smoke snow soldier spoon star station "
+    "stone storm street summer sun table teacher tree uncle valley village voice wagon wall water whale window "
+    "wine winter wood"
+)
+NAMES = "Alice Anne Charles Elizabeth George Harry Henry James Jane John Mary Peter Robert Thomas Tom William"
 
 # The nouns of each are forms of one word: singular, plural.
 MEN = "man:men king:kings boy:boys gentleman:gentlemen brother:brothers father:fathers uncle:uncles son:sons"
 WOMEN = "woman:women queen:queens girl:girls lady:ladies sister:sisters mother:mothers aunt:aunts daughter:daughters"
 OTHERS = "captain:captains sailor:sailors doctor:doctors servant:servants child:children friend:friends"
 THINGS = (
-    "house:houses ship:ships tree:trees door:doors river:rivers window:windows table:tables church:churches hill:hills "
-    "garden:gardens boat:boats horse:horses wall:walls road:roads"
+    "house:houses ship:ships tree:trees door:doors river:rivers window:windows table:tables church:churches "
+    "hill:hills garden:gardens boat:boats horse:horses wall:walls road:roads"
 )
 OBJECTS = (
-    "book:books letter:letters picture:pictures house:houses horse:horses boat:boats ship:ships chair:chairs coat:coats "
-    "hat:hats story:stories paper:papers bell:bells bottle:bottles garden:gardens dress:dresses knife:knives tree:trees "
-    "window:windows room:rooms"
+    "book:books letter:letters picture:pictures house:houses horse:horses boat:boats ship:ships chair:chairs "
+    "coat:coats hat:hats story:stories paper:papers bell:bells bottle:bottles garden:gardens dress:dresses "
+    "knife:knives tree:trees window:windows room:rooms"
 )
 VERBS = [("is", "are"), ("was", "were")]
 STATES = "very happy|very tired|quite old|very quiet|quite alone|very poor|quite young|very angry|not there|not ready"
 PLACES = "near|behind|beyond|before|beside|in front of"
-DEEDS = "blamed hurt found asked saw killed amused dressed defended excused hid admired forgot ruined saved told".split()
+DEEDS = "blamed hurt found asked saw killed amused dressed defended excused hid admired forgot ruined saved told"
 REFLEXIVES = ["himself", "herself", "themselves"]
-SEEN = "He saw|She saw|They found|We bought|I remember|He wanted|She loved|They sold|We know|I have seen".split("|")
-TIMES = "in the morning|last year|on the way|after dinner|in town|for a long time|at night|once more".split("|")
+SEEN = "He saw|She saw|They found|We bought|I remember|He wanted|She loved|They sold|We know|I have seen"
+TIMES = "in the morning|last year|on the way|after dinner|in town|for a long time|at night|once more"
 
-ROLES = "captain doctor baker lawyer teacher painter sailor soldier stranger traveller".split()
+ROLES = "captain doctor baker lawyer teacher painter sailor soldier stranger traveller"
 SAYINGS = [
     ("The name of the {role} was {name}.", "So at last they knew that the name of the {role} was"),
     ("The {role} was called {name}.", "So everybody knew that the {role} was called"),
@@ -159,7 +160,7 @@ def reflexive(rng: random.Random) -> list[dict[str, Any]]:
     seen = set[str]()
     while len(items) < NUM_ITEMS:
         first, second = rng.sample(range(3), 2)
-        deed = rng.choice(DEEDS)
+        deed = rng.choice(DEEDS.split())
         starts = [f"The {rng.choice(subjects[which])} {deed}" for which in (first, second)]
         pair = [(starts[0], first, second), (starts[1], second, first)]
         if seen.isdisjoint(keys := {f"{start} {REFLEXIVES[wrong]}" for start, _, wrong in pair}):
@@ -174,10 +175,10 @@ def determiner_noun(rng: random.Random) -> list[dict[str, Any]]:
     """This or that with one, these or those with several."""
     combinations = [
         (start, determiner, noun, time)
-        for start in SEEN
+        for start in SEEN.split("|")
         for determiner in (("this", "these"), ("that", "those"))
         for noun in pairs(OBJECTS)
-        for time in TIMES
+        for time in TIMES.split("|")
     ]
     items: list[dict[str, Any]] = []
     for start, determiner, noun, time in rng.sample(combinations, NUM_ITEMS // 2):
@@ -191,7 +192,7 @@ def induction(rng: random.Random) -> list[dict[str, Any]]:
     """Random words, one of them again at the end: what came after it comes again."""
     items: list[dict[str, Any]] = []
     while len(items) < NUM_ITEMS:
-        words = rng.sample(WORDS, 20)
+        words = rng.sample(WORDS.split(), 20)
         # Far enough from the end that what is near tells nothing, and apart from each other.
         at = sorted(rng.sample(range(0, 16, 2), NUM_CHOICES))
         rng.shuffle(at)
@@ -210,7 +211,7 @@ def copying(rng: random.Random) -> list[dict[str, Any]]:
     ]
     items: list[dict[str, Any]] = []
     while len(items) < NUM_ITEMS:
-        names, role = rng.sample(NAMES, NUM_CHOICES), rng.choice(ROLES)
+        names, role = rng.sample(NAMES.split(), NUM_CHOICES), rng.choice(ROLES.split())
         given, asked = rng.choice(SAYINGS)
         between = " ".join(rng.sample(fillers, rng.randint(2, 4)))
         texts = [f"{given.format(role=role, name=name)} {between} {asked.format(role=role)}" for name in names]

@@ -49,12 +49,13 @@ def evaluate_all(run_dir: Path, names: Sequence[str], how: How) -> None:
 
 def _report(path: Path, checkpoint: Checkpoint | None, tasks: dict[str, Any], output: Path | None) -> None:
     print(f"{path}\n{results_table(tasks)}", flush=True)
-    step = None if checkpoint is None else checkpoint.manifest["progress"]["step"]
-    run_dir = path.resolve().parent.parent if path.resolve().parent.name == "checkpoints" else None
+    step: int | None = None if checkpoint is None else checkpoint.manifest["progress"]["step"]
+    folder = path.resolve().parent
     if output is not None:
         write_results(output, path, step, tasks)
+    elif step is not None and folder.name == "checkpoints":
+        output = result_file(folder.parent, step)
+        write_results(output, path, step, tasks)
+        show_in_tensorboard(folder.parent)
+    if output is not None:
         print(f"written to {output}")
-    elif checkpoint is not None and run_dir is not None:
-        write_results(result_file(run_dir, step), path, step, tasks)
-        show_in_tensorboard(run_dir)
-        print(f"written to {result_file(run_dir, step)}")

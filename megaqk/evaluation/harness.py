@@ -116,12 +116,10 @@ class Harness:
         """Those of the names of which a task has no result yet, or one by another version or limit."""
 
         def is_there(name: str, task: Any) -> bool:
-            one = found.get(name, {})
-            return one.get("limit", "none") == limit and one["version"] == task.VERSION
+            one = found.get(name)
+            return one is not None and bool(one["limit"] == limit and one["version"] == task.VERSION)
 
-        return [
-            name for name, tasks in self._tasks.items() if not all(is_there(*named) for named in tasks.items())
-        ]
+        return [name for name, tasks in self._tasks.items() if not all(is_there(*named) for named in tasks.items())]
 
     def evaluate(self, path: Path, names: Sequence[str], how: How) -> dict[str, Any] | None:
         """Measure a model.

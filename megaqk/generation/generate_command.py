@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ def add_generate_command(subparsers: Any) -> None:
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="its last newline left out")
     prompt.add_argument("--interactive", action="store_true", help="a prompt a line, until Ctrl-D")
     parser.add_argument("--max-tokens", type=int, metavar="N", default=100, help="new ones; default: %(default)s")
-    parser.add_argument("--temperature", type=float, metavar="X", help="default: 1; below it what is likely is likelier")
+    parser.add_argument(
+        "--temperature", type=float, metavar="X", help="default: 1; below it what is likely is likelier"
+    )
     parser.add_argument("--top-p", type=float, metavar="X", help="only the likeliest tokens with this probability")
     parser.add_argument("--top-k", type=int, metavar="N", help="only the N likeliest tokens")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
@@ -52,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from megaqk.generation.writer import Choice, Writer  # which imports torch
     except ModuleNotFoundError as error:
-        raise UserError(f"megaqk generate: needs {error.name}, which is not installed: pip install 'megaqk[hf]'") from error
+        raise UserError(
+            f"megaqk generate: needs {error.name}, which is not installed: pip install 'megaqk[hf]'"
+        ) from error
 
     choice = Choice(
         greedy=arguments.greedy, temperature=arguments.temperature, top_p=arguments.top_p, top_k=arguments.top_k
@@ -103,14 +108,15 @@ def _prompt(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for option, value, right, allowed in (
+    bounds: list[tuple[str, Any, Callable[[Any], bool], str]] = [
         ("--max-tokens", arguments.max_tokens, lambda x: x >= 1, "at least 1"),
         ("--num", arguments.num, lambda x: x >= 1, "at least 1"),
         ("--temperature", arguments.temperature, lambda x: 0 < x < float("inf"), "above 0; --greedy is its limit"),
         ("--top-p", arguments.top_p, lambda x: 0 < x <= 1, "in (0, 1]"),
         ("--top-k", arguments.top_k, lambda x: x >= 1, "at least 1"),
         ("--seed", arguments.seed, lambda x: 0 <= x < 1 << 63, "from 0 to 2^63 - 1"),
-    ):
+    ]
+    for option, value, right, allowed in bounds:
         if value is not None and not right(value):
             raise UserError(f"{option} = {value}: must be {allowed}")
     sampling = {"--temperature": arguments.temperature, "--top-p": arguments.top_p, "--top-k": arguments.top_k}

@@ -39,7 +39,9 @@ def device_named(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=choose_device() if name is None else name).device
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        raise UserError(f"--device = {name}: must be a device of this machine ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"--device = {name}: must be a device of this machine ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def gpu_index(launch: Launch, *, visible: int) -> int:
