@@ -15,6 +15,7 @@ from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import AGAIN, AgreedError, AlreadySaidError, user_error
 from megaqk.evaluation.evaluate_command import add_evaluate_command
 from megaqk.generation.generate_command import add_generate_command
+from megaqk.exchange.export_command import add_export_command
 from megaqk.preflight.preflight import add_preflight_command
 from megaqk.runs import add_runs_command
 from megaqk.runtime.launch import launched_rank, started_by_mpi
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_tensorboard_command(subparsers)
     add_runs_command(subparsers)
     add_checkpoint_command(subparsers)
+    add_export_command(subparsers)
     add_probe_command(subparsers)
     add_study_command(subparsers)
     add_evaluate_command(subparsers)

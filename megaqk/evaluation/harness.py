@@ -91,12 +91,12 @@ class Harness:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
-        only_shipped = set(names) <= set(shipped_names())
-        # Half a minute, for twelve thousand files.
-        self._manager = TaskManager(include_path=str(FOLDER), include_defaults=not only_shipped)
+        # Its own are twelve thousand files, which take half a minute.
+        others = any(name not in shipped_names() and not Path(name).is_file() for name in names)
+        self._manager = TaskManager(include_path=str(FOLDER), include_defaults=others)
         for name in names:
             if name not in self._manager.all_tasks and not Path(name).is_file():
-                raise UserError(f"--tasks = {name}: {_what_there_is(name, self._manager.all_tasks)}")
+                raise UserError(f"--tasks = {name}: {what_there_is(name, self._manager.all_tasks)}")
         self._tasks: dict[str, dict[str, Any]] = {name: self._load([name]) for name in names}
 
     def _load(self, names: list[str]) -> dict[str, Any]:
@@ -164,7 +164,8 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _what_there_is(name: str, names: Sequence[str]) -> str:
+def what_there_is(name: str, names: Sequence[str]) -> str:
+    """What a user is told who has asked for a task that is none of these."""
     near = difflib.get_close_matches(name, names, n=3)
     others = len(names) - len(shipped_names())
     return (

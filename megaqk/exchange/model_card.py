@@ -1,9 +1,11 @@
 """The README.md of an exported model: what it is, what it was trained on and how far, with which configuration."""
 
+import json
 import math
-from typing import Any
+from contextlib import suppress
 
 from megaqk.config.loading import dump_config
+from megaqk.config.yaml_text import show
 from megaqk.exchange.source import CheckpointModel
 from megaqk.exchange.transformers_model import TransformersModel
 
@@ -18,7 +20,7 @@ def model_card(source: CheckpointModel, result: TransformersModel, dtype: str) -
     facts = [
         ("architecture", f"{result.architecture.class_name} of transformers 5 or later"),
         ("parameters", f"{parameters:,}"),
-        *((key, str(getattr(model, key))) for key in _INGREDIENTS),
+        *((key, show(getattr(model, key))) for key in _INGREDIENTS),
         ("head_dim", str(model.head_size)),
         ("num_kv_heads", str(model.kv_heads)),
         ("feed-forward width", str(model.ffn_width)),
@@ -29,7 +31,7 @@ def model_card(source: CheckpointModel, result: TransformersModel, dtype: str) -
     training = [
         ("steps", f"{progress['step']:,}"),
         ("tokens", f"{progress['tokens']:,}"),
-        *_losses(manifest),
+        *_losses(source),
         ("optimizer", f"AdamW, peak learning rate {config.optimizer.lr:g}, {config.schedule.kind}"),
         ("precision", config.training.precision),
     ]
@@ -48,7 +50,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("DIR"{trusting})
 tokenizer = AutoTokenizer.from_pretrained("DIR")
-inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 
@@ -72,11 +74,21 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 """
 
 
-def _losses(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    loss = manifest["valid_loss"]
+def _losses(source: CheckpointModel) -> list[tuple[str, str]]:
+    """The validation loss of this very step, or the last that the run wrote down before it."""
+    manifest = source.checkpoint.manifest
+    step, loss = manifest["progress"]["step"], manifest["valid_loss"]
+    # Beside the folder of checkpoints, if it has not been moved.
+    metrics = source.checkpoint.path.absolute().parent.parent / "metrics.jsonl"
+    with suppress(OSError, ValueError, TypeError):
+        records = [json.loads(line) for line in metrics.read_text().splitlines()] if loss is None else []
+        measured = [one for one in records if one.get("valid_loss") is not None and one["step"] <= step]
+        if measured:
+            step, loss = measured[-1]["step"], measured[-1]["valid_loss"]
     if loss is None:
-        return [("validation loss", "not measured at this step")]
-    return [("validation loss", f"{loss:.4f} nats a token (perplexity {math.exp(min(loss, 700)):.4g})")]
+        return [("validation loss", "not measured")]
+    perplexity = math.exp(min(loss, 700))
+    return [(f"validation loss at step {step:,}", f"{loss:.4f} nats a token (perplexity {perplexity:.4g})")]
 
 
 def _data(source: CheckpointModel) -> str:

@@ -42,6 +42,7 @@ def settings(tokenizer: Tokenizer, fast: FastTokenizer, eod_id: int, positions: 
         # A special token that is spelled out in a text is text, as in training.
         "split_special_tokens": True,
         "model_max_length": positions,
+        "model_input_names": ["input_ids", "attention_mask"],
     }
 
 

@@ -28,7 +28,7 @@ def copied_heads(config: Any, heads: int, weights: Iterable[LazyTensor]) -> int:
     if kv_heads in (None, heads):
         return heads
     for weight in weights:
-        by_head = weight.read().view(kv_heads, heads // kv_heads, -1)
+        by_head = weight.read().reshape(kv_heads, heads // kv_heads, -1)
         if not torch.equal(by_head, by_head[:, :1].expand_as(by_head)):
             return heads
     return int(kv_heads)
