@@ -11,7 +11,7 @@ from megaqk.errors import UserError
 from megaqk.runtime.files import os_errors_named
 
 if TYPE_CHECKING:
-    from megaqk.generation.writer import Writer
+    from megaqk.generation.text_generator import TextGenerator
 
 
 def add_generate_command(subparsers: Any) -> None:
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = None if arguments.interactive else _prompt(arguments)
 
     try:
-        from megaqk.generation.writer import Choice, Writer  # which imports torch
+        from megaqk.generation.text_generator import Choice, TextGenerator  # which imports torch
     except ModuleNotFoundError as error:
         raise UserError(
             f"megaqk generate: needs {error.name}, which is not installed: pip install 'megaqk[hf]'"
@@ -62,23 +62,23 @@ def run(arguments: argparse.Namespace) -> int:
     choice = Choice(
         greedy=arguments.greedy, temperature=arguments.temperature, top_p=arguments.top_p, top_k=arguments.top_k
     )
-    writer = Writer(arguments.model, arguments.device, arguments.tokenizer, choice, seed=arguments.seed)
+    generator = TextGenerator(arguments.model, arguments.device, arguments.tokenizer, choice, seed=arguments.seed)
     if prompt is None:
-        _converse(writer, arguments)
+        _converse(generator, arguments)
     else:
-        _write(writer, prompt, arguments)
+        _write(generator, prompt, arguments)
     return 0
 
 
-def _write(writer: "Writer", prompt: str, arguments: argparse.Namespace) -> None:
+def _write(generator: "TextGenerator", prompt: str, arguments: argparse.Namespace) -> None:
     if arguments.num == 1 and arguments.stream is not False:
-        writer.stream(prompt, arguments.max_tokens, sys.stdout)
+        generator.stream(prompt, arguments.max_tokens, sys.stdout)
         print(flush=True)
         return
-    print("\n---\n".join(writer.texts(prompt, arguments.max_tokens, arguments.num)), flush=True)
+    print("\n---\n".join(generator.texts(prompt, arguments.max_tokens, arguments.num)), flush=True)
 
 
-def _converse(writer: "Writer", arguments: argparse.Namespace) -> None:
+def _converse(generator: "TextGenerator", arguments: argparse.Namespace) -> None:
     mark = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -86,7 +86,7 @@ def _converse(writer: "Writer", arguments: argparse.Namespace) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            _write(writer, prompt, arguments)
+            _write(generator, prompt, arguments)
         except UserError as error:
             print(error, file=sys.stderr)
         except KeyboardInterrupt:  # enough of this one

@@ -36,12 +36,13 @@ def device_named(name: str | None) -> torch.device:
     Raises:
         UserError: There is none of this name here.
     """
+    if name is None:
+        return choose_device()
     try:
-        return torch.empty(0, device=choose_device() if name is None else name).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        raise UserError(
-            f"--device = {name}: must be a device of this machine ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device = {name}: must be a device of this machine ({reason})") from error
 
 
 def gpu_index(launch: Launch, *, visible: int) -> int:

@@ -13,7 +13,7 @@ import transformers
 
 from megaqk import cli
 from megaqk.errors import UserError
-from megaqk.generation.writer import Choice, Writer
+from megaqk.generation.text_generator import Choice, TextGenerator
 
 CONTEXT, END = 48, "<|endoftext|>"
 
@@ -47,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def writer(folder: Path, *, seed: int = 1, **choice: float) -> Writer:
-    return Writer(folder, "cpu", None, Choice(**choice), seed=seed)  # type: ignore[arg-type]
+def writer(folder: Path, *, seed: int = 1, **choice: float) -> TextGenerator:
+    return TextGenerator(folder, "cpu", None, Choice(**choice), seed=seed)  # type: ignore[arg-type]
 
 
 def test_greedy_is_the_plain_loop(folder: Path) -> None:

@@ -45,7 +45,7 @@ class Choice:
         }
 
 
-class Writer:
+class TextGenerator:
     """A model, its tokenizer and how it chooses.
 
     Args:
