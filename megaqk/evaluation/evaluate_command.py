@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         from megaqk.runtime.device import device_named
     except ModuleNotFoundError as error:
         raise UserError(
-            f"megaqk evaluate: needs {error.name}, which is not installed: pip install 'megaqk[eval]'"
+            f"megaqk evaluate: needs {(error.name or '').partition('.')[0]}, which is not installed: pip install 'megaqk[eval]'"
         ) from error
     how = How(
         device=device_named(arguments.device),

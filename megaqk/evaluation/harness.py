@@ -6,6 +6,8 @@ Import it when it is known whether the network is needed: its libraries look tha
 import difflib
 import io
 import logging
+import os
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -17,10 +19,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
-from lm_eval import simple_evaluate
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers.utils.logging import set_verbosity_error
 
 from megaqk.errors import UserError
 from megaqk.evaluation.shipped_tasks import FOLDER, shipped_names
@@ -31,6 +36,8 @@ _BOOTSTRAPS = 1000
 """Draws for the errors that have no formula, as that of perplexity; the harness takes a hundred times as many."""
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
+set_verbosity_error()
+os.environ["DISABLE_MULTIPROC"] = "1"  # for so few draws it would start as many processes as there are cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +66,13 @@ class LoadedModel(HFLM):  # type: ignore[misc]
     Args:
         path: See `load_transformers`.
         how: See `How`.
+
+    Attributes:
+        num_cut: Requests that have lost their beginning, since they are longer than the model's context.
     """
 
     def __init__(self, path: Path, how: How) -> None:
+        self.num_cut = 0
         self._loaded, self._its_tokenizer = load_transformers(path, how.tokenizer)
         super().__init__(pretrained=str(path), device=str(how.device), batch_size=how.batch_size)
 
@@ -74,9 +85,9 @@ class LoadedModel(HFLM):  # type: ignore[misc]
     def _create_model(self, *_: Any, **__: Any) -> None:
         self._model = self._loaded.to(self.device)
 
-    def get_model_info(self) -> dict[str, Any]:
-        """Nothing: the harness would ask the hub for a model of this name."""
-        return {}
+    def _loglikelihood_tokens(self, requests: Sequence[Any], *more: Any, **others: Any) -> Any:
+        self.num_cut += sum(len(context) + len(asked) > self.max_length + 1 for _, context, asked in requests)
+        return super()._loglikelihood_tokens(requests, *more, **others)
 
 
 class Harness:
@@ -97,15 +108,20 @@ class Harness:
         for name in names:
             if name not in self._manager.all_tasks and not Path(name).is_file():
                 raise UserError(f"--tasks = {name}: {what_there_is(name, self._manager.all_tasks)}")
-        self._tasks: dict[str, dict[str, Any]] = {name: self._load([name]) for name in names}
+        self._tasks = {name: self._load(name) for name in names}
+        named_by: dict[str, str] = {}
+        for name, tasks in self._tasks.items():
+            if twice := sorted(tasks.keys() & named_by.keys()):
+                raise UserError(f"--tasks = {name}: must not have {twice[0]}, which {named_by[twice[0]]} has too")
+            named_by.update(dict.fromkeys(tasks, name))
 
-    def _load(self, names: list[str]) -> dict[str, Any]:
+    def _load(self, name: str) -> dict[str, Any]:
         try:
             with _silent():
-                return dict(self._manager.load(names)["tasks"])
+                return dict(self._manager.load([name])["tasks"])
         except Exception as error:  # whatever a loader of data raises
             reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise UserError(f"--tasks = {','.join(names)}: cannot be loaded ({reason})") from error
+            raise UserError(f"--tasks = {name}: cannot be loaded ({reason})") from error
 
     @cached_property
     def _chances(self) -> dict[str, dict[str, float]]:
@@ -121,6 +137,7 @@ class Harness:
 
         return [name for name, tasks in self._tasks.items() if not all(is_there(*named) for named in tasks.items())]
 
+    # The harness's `simple_evaluate` would ask the hub for the model, git for a commit and pip for what is installed.
     def evaluate(self, path: Path, names: Sequence[str], how: How) -> dict[str, Any] | None:
         """Measure a model.
 
@@ -132,18 +149,21 @@ class Harness:
         Returns:
             What `docs/evaluation.md` describes, by task and group; None on the processes that do not have it.
         """
-        self._load(list(names))  # refuses a task that is named twice
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        torch.manual_seed(DEFAULT_OTHER_SEED)
         with _silent():
-            found = simple_evaluate(
-                model=LoadedModel(path, how),
-                tasks=list(names),
-                task_manager=self._manager,
-                limit=how.limit,
-                bootstrap_iters=_BOOTSTRAPS,
-                log_samples=False,
-            )
+            model, loaded = LoadedModel(path, how), self._manager.load(list(names))
+            for task in loaded["tasks"].values():
+                if task.get_config("num_fewshot") is None:
+                    task.set_config("num_fewshot", 0)
+                task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+            found = evaluate(model, loaded, limit=how.limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
         if found is None:
             return None
+        if model.num_cut:
+            where = f"the model's context of {model.max_length} tokens"
+            print(f"megaqk: {model.num_cut} requests are longer than {where}: their beginning is cut", file=sys.stderr)
         versions = {name: version(name) for name in ("megaqk", "lm_eval", "transformers", "torch")}
         return {
             name: {

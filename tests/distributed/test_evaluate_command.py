@@ -170,6 +170,46 @@ def test_the_file_of_a_task(exported: Path, tmp_path: Path, capsys: pytest.Captu
     assert said.count("\n") == 1
 
 
+NO_NETWORK = """
+import os, socket, sys
+def refuse(*_): os._exit(99)
+socket.getaddrinfo = socket.socket.connect = refuse
+from megaqk.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_nothing_is_looked_up(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder that could be the name of a model on the hub."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copytree(exported, tmp_path / "openai" / "gpt")
+    words = ["evaluate", "openai/gpt", "--tasks", "megaqk_last_word", "--limit", "4", "--device", "cpu"]
+    command = [sys.executable, "-c", NO_NETWORK, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    cut = "megaqk: 3 requests are longer than the model's context of 160 tokens: their beginning is cut\n"
+    assert (done.returncode, done.stderr) == (0, cut)
+    first, titles, *lines = done.stdout.splitlines()
+    assert (first, titles.split()[:4]) == ("openai/gpt", ["task", "metric", "value", "error"])
+    assert sorted(line.split()[1] for line in lines) == ["acc", "perplexity"]
+
+
+def test_without_the_extra(exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("megaqk.evaluation.evaluating", "megaqk.evaluation.harness"):
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert evaluate(exported, "--tasks", "megaqk") == 2
+    line = "megaqk evaluate: needs lm_eval, which is not installed: pip install 'megaqk[eval]'"
+    assert capsys.readouterr().err == f"megaqk: error: {line}\n"
+
+
+def test_a_task_that_is_named_twice(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(exported, "--tasks", "megaqk_copying,megaqk") == 2
+    line = "--tasks = megaqk: must not have megaqk_copying, which megaqk_copying has too"
+    assert capsys.readouterr().err == f"megaqk: error: {line}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
