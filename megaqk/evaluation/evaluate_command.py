@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         from megaqk.evaluation.harness import How
         from megaqk.runtime.device import device_named
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"megaqk evaluate: needs {(error.name or '').partition('.')[0]}, which is not installed: pip install 'megaqk[eval]'"
-        ) from error
+        package = (error.name or "").partition(".")[0]
+        line = f"megaqk evaluate: needs {package}, which is not installed: pip install 'megaqk[eval]'"
+        raise UserError(line) from error
     how = How(
         device=device_named(arguments.device),
         batch_size=arguments.batch_size,
