@@ -39,6 +39,7 @@ def export(
         UserError: No architecture computes the model, its tokenizer is not found or cannot be carried over, the
             checkpoint is damaged, or `output` cannot be written.
     """
+    output = output.absolute()
     with os_errors_named(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"--output = {output}: must be a new folder, or an empty one")

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from megaqk.config.model import ModelConfig
+from megaqk.config.problems import describe
 from megaqk.errors import UserError
 from megaqk.exchange.architectures import IN
 from megaqk.exchange.architectures.own import Own
@@ -73,18 +75,21 @@ def open_folder(path: Path) -> Incoming:
         UserError: It is none, computes what a model of ours does not, or a file is damaged or not safetensors.
     """
     config = read_config(path)
-    architecture = Own() if config.model_type == Own.model_type else IN[config.model_type]
+    architecture = IN[config.model_type]
     noted = _Noted(path, open_tensors(path))
     try:
         keys, tensors = architecture.from_transformers(config, noted)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    # An untied table may be there under the name of a tied one.
+    # A tied table may be there under both its names.
     ignored = {"lm_head.weight", "head.weight"} if keys["tied_embedding"] else set[str]()
     unknown = [name for name in noted if name not in noted.used | ignored and not name.endswith(_BUFFERS)]
     if unknown:
         raise UserError(f"{path}: holds {unknown[0]}, for which a model of ours has no place")
-    model = ModelConfig(**keys)
+    try:
+        model = ModelConfig(**keys)
+    except ValidationError as error:
+        raise UserError(f"{path / 'config.json'}: {describe(error)[0]}") from error
     limit = architecture.context_limit(config)
     incoming = Incoming(path, model, config.vocab_size, limit, tensors, _single(config.eos_token_id))
     _check_shapes(incoming)
@@ -104,14 +109,15 @@ def read_config(path: Path) -> Any:
         raise UserError(f"{path}: must be a folder with a config.json ({error.strerror})") from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file}: damaged, not a configuration of transformers") from error
-    if kind == Own.model_type:
-        from megaqk.exchange.modeling_megaqk import MegaqkConfig
-
-        return MegaqkConfig.from_pretrained(path)
     if kind not in IN:
         raise UserError(f"{file}: model_type = {kind}: must be one of {', '.join(sorted(IN))}")
+    library = transformers_library()
     try:
-        return transformers_library().AutoConfig.from_pretrained(path, local_files_only=True)
+        if kind == Own.model_type:
+            from megaqk.exchange.modeling_megaqk import MegaqkConfig
+
+            return MegaqkConfig.from_pretrained(path, local_files_only=True)
+        return library.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever its checks of any value raise
         raise UserError(f"{file}: refused by transformers: {' '.join(str(error).split())}") from error
 
@@ -131,7 +137,8 @@ def _check_shapes(incoming: Incoming) -> None:
     with torch.device("meta"):
         expected = {name: tuple(one.shape) for name, one in Decoder(context).global_parameters().items()}
     found = {name: tensor.shape for name, tensor in incoming.tensors.items()}
-    for name, shape in expected.items():
-        if found.get(name) != shape:
-            raise UserError(f"{incoming.path}: {name} has shape {found.get(name)}, must be {shape} by its config.json")
-    assert expected.keys() == found.keys(), sorted(found.keys() - expected.keys())
+    for name in {**expected, **found}:
+        if found.get(name) != expected.get(name):
+            has = f"has shape {found[name]}" if name in found else "is not there"
+            must = f"have {expected[name]}" if name in expected else "not be there"
+            raise UserError(f"{incoming.path}: {name} {has}, must {must} by its config.json")

@@ -12,7 +12,7 @@ from megaqk.checkpoint.index import WEIGHT, tensor_name
 from megaqk.checkpoint.reader import Checkpoint, Wanted
 from megaqk.config.loading import restore_config
 from megaqk.config.root import Config
-from megaqk.data.manifest import manifest_path, read_manifest
+from megaqk.data.manifest import read_manifest
 from megaqk.data.tokenizer import Tokenizer, load_tokenizer
 from megaqk.errors import UserError
 from megaqk.exchange.lazy import LazyTensor, part
@@ -80,8 +80,7 @@ class CheckpointModel:
         data = self.config.data
         if data.tokenizer is not None:
             yield Path(data.tokenizer)
-        prefixes = [data.corpus] if data.corpus else [source.corpus for source in data.sources or ()]
-        for prefix in map(Path, prefixes):
+        for prefix in self._prefixes():
             manifest = read_manifest(prefix)
             if manifest is not None:
                 yield prefix.parent / manifest.tokenizer
@@ -89,10 +88,12 @@ class CheckpointModel:
             for kind in ("model", "json"):
                 yield from sorted(Path(data.cache_dir).glob(f"*/tokenizer.{kind}"))
 
+    def _prefixes(self) -> list[Path]:
+        data = self.config.data
+        return [Path(data.corpus)] if data.corpus else [Path(source.corpus) for source in data.sources or ()]
+
     def _end_of_document(self, path: Path, tokenizer: Tokenizer) -> int:
         """As training took it: that of the configuration, or of the corpus, or of the tokenizer."""
-        data = self.config.data
-        prefixes = [data.corpus] if data.corpus else [source.corpus for source in data.sources or ()]
-        prefix = Path(prefixes[0]) if prefixes else path.parent / "corpus"
-        manifest = read_manifest(prefix) if data.eod_token is None and manifest_path(prefix).is_file() else None
+        prefix = next(iter(self._prefixes()), path.parent / "corpus")
+        manifest = read_manifest(prefix) if self.config.data.eod_token is None else None
         return tokenizer.eod_id if manifest is None else manifest.eod_id

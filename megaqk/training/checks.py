@@ -56,6 +56,8 @@ def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
     vocabulary, evaluation_micro_batches = each(
         comm, lambda: (vocabulary_of(config, prepared.vocab_size), _evaluation_micro_batches(config, world, splits))
     )
+    if count := config.probes.micro_batches if config.probes.every else 0:
+        each(comm, lambda: splits.probed("probes.micro_batches", count, training.micro_batch_size))
     identity = data_identity(
         prepared,
         config.data,

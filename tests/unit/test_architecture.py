@@ -29,10 +29,10 @@ ABOVE = {
         "training",
     },
     "exchange": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model"},
-    "evaluation": {"errors", "config", "runtime", "checkpoint", "exchange", "training"},
+    "evaluation": {"errors", "runtime", "checkpoint", "exchange", "training"},
     "generation": {"errors", "runtime", "exchange"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
-    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
+    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training", "analysis"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
 

@@ -19,6 +19,7 @@ from megaqk.exchange.architectures.llama import (
     SmolLm3,
     Starcoder2,
 )
+from megaqk.exchange.architectures.own import Own
 from megaqk.exchange.architectures.persimmon import Persimmon
 from megaqk.exchange.architectures.stablelm import StableLm
 
@@ -32,7 +33,7 @@ OUT: tuple[Architecture, ...] = (
 """Those that a model may go to, in order of preference."""
 
 _IN_ONLY = (Qwen2(), SeedOss(), Phi3(), Helium(), Olmo(), Gemma(), Granite())
-IN: dict[str, Architecture] = {one.model_type: one for one in (*OUT, *_IN_ONLY) if not isinstance(one, Centred)}
+IN: dict[str, Architecture] = {one.model_type: one for one in (*OUT, *_IN_ONLY, Own()) if not isinstance(one, Centred)}
 """Those that a model may come from, by what `config.json` calls them."""
 
 

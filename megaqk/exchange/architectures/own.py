@@ -1,5 +1,6 @@
 """The architecture of `modeling_megaqk.py`, which computes every model; others than us must trust its code."""
 
+import re
 from typing import Any
 
 from megaqk.config.model import ModelConfig
@@ -17,7 +18,7 @@ MODULE = "modeling_megaqk"
 
 
 class Own(Architecture):
-    """Names are ours but for what fuses nothing."""
+    """Names are ours, but each projection is a module of its own."""
 
     model_type, class_name = "megaqk", "MegaqkForCausalLM"
 
@@ -59,7 +60,8 @@ class Own(Architecture):
             "tied_embedding": bool(config.tie_word_embeddings),
             **{key: getattr(config, key) for key in _SAME},
         }
-        return keys, {_ours(name): theirs[name] for name in theirs}
+        own_head = not keys["tied_embedding"]
+        return keys, {_ours(name): theirs[name] for name in theirs if own_head or name != "head.weight"}
 
 
 def _theirs(name: str) -> str:
@@ -67,23 +69,12 @@ def _theirs(name: str) -> str:
     for ours, theirs in _WHOLE.items():
         if name.startswith(ours):
             return name.replace(ours, theirs)
-    for fused in ("attention.qkv.", "ffn.input."):
-        if fused in name:
-            return (
-                name.replace(fused, fused.split(".")[0] + ".").replace("_weight", ".weight").replace("_bias", ".bias")
-            )
-    return name
+    return re.sub(r"\.(qkv|input)\.(\w+)_(weight|bias)$", r".\2.\3", name)
 
 
 def _ours(name: str) -> str:
     for ours, theirs in _WHOLE.items():
         if name.startswith(theirs):
             return name.replace(theirs, ours)
-    for module, fused, parts in (
-        ("attention.", "attention.qkv.", ("query", "key", "value")),
-        ("ffn.", "ffn.input.", ("up", "gate")),
-    ):
-        for part in parts:
-            for kind in ("weight", "bias"):
-                name = name.replace(f".{module}{part}.{kind}", f".{fused}{part}_{kind}")
-    return name
+    name = re.sub(r"\.attention\.(query|key|value)\.(weight|bias)$", r".attention.qkv.\1_\2", name)
+    return re.sub(r"\.ffn\.(up|gate)\.(weight|bias)$", r".ffn.input.\1_\2", name)

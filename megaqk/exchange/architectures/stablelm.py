@@ -9,8 +9,6 @@ from megaqk.exchange.architectures.llama import NO
 from megaqk.exchange.architectures.llama_family import LlamaFamily
 from megaqk.exchange.lazy import LazyTensor
 
-_HEADS = {"q": ("query", "num_heads"), "k": ("key", "num_kv_heads")}
-
 
 class StableLm(LlamaFamily):
     """Our norm of all query or key heads is a copy of it for each of them there."""
@@ -32,10 +30,9 @@ class StableLm(LlamaFamily):
     def to_transformers(self, model: ModelConfig, ours: Tensors) -> dict[str, LazyTensor]:
         """See `Architecture`."""
         named = super().to_transformers(model, ours)
-        counts = {"q": model.num_heads, "k": model.kv_heads}
         for index in range(model.num_layers) if model.qk_norm else ():
-            for letter, (kind, _) in _HEADS.items():
-                for head in range(counts[letter]):
+            for letter, kind, heads in (("q", "query", model.num_heads), ("k", "key", model.kv_heads)):
+                for head in range(heads):
                     name = f"model.layers.{index}.self_attn.{letter}_layernorm.norms.{head}.weight"
                     named[name] = ours[f"layers.{index}.attention.{kind}_norm.weight"]
         return named
@@ -49,9 +46,9 @@ class StableLm(LlamaFamily):
         """See `Architecture`."""
         keys, tensors = super().from_transformers(config, theirs)
         for index in range(keys["num_layers"]) if keys["qk_norm"] else ():
-            for letter, (kind, heads) in _HEADS.items():
+            for letter, kind, heads in (("q", "query", keys["num_heads"]), ("k", "key", keys["num_kv_heads"])):
                 prefix = f"model.layers.{index}.self_attn.{letter}_layernorm.norms."
-                first, *others = (theirs[f"{prefix}{head}.weight"] for head in range(keys[heads]))
+                first, *others = (theirs[f"{prefix}{head}.weight"] for head in range(heads))
                 if any(not other.read().equal(first.read()) for other in others):
                     raise UserError(f"{prefix}*.weight: differ between heads, must be the same for all of them")
                 tensors[f"layers.{index}.attention.{kind}_norm.weight"] = first

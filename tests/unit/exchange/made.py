@@ -38,12 +38,13 @@ def write_checkpoint(
     *,
     tokens: int = TOKENS,
     length: int = LENGTH,
+    data: Mapping[str, Any] | None = None,
+    valid_loss: float | None = 1.25,
 ) -> Path:
     """The checkpoint of step 3 of a run, in the files of three ranks, none of which has a whole matrix."""
-    data = {} if tokenizer is None else {"tokenizer": str(tokenizer)}
-    config = build_config(
-        {"model": model, "training": {"sequence_length": length}, "data": {"text": "builtin", **data}}
-    )
+    if data is None:
+        data = {"text": "builtin", **({} if tokenizer is None else {"tokenizer": str(tokenizer)})}
+    config = build_config({"model": model, "training": {"sequence_length": length}, "data": data})
     store = CheckpointStore(run_dir / "checkpoints", Retention(newest=1))
     store.begin(3)
     files, sizes = {}, {}
@@ -66,16 +67,16 @@ def write_checkpoint(
             "corpora": [{"name": None, "split": [0.9, 0.05, 0.05]}],
         },
         "state": {},
-        "valid_loss": 1.25,
+        "valid_loss": valid_loss,
     }
     shapes = {tensor_name("weight", name): tuple(tensor.shape) for name, tensor in tensors.items()}
     store.commit(3, manifest, Index(shapes, files), sizes)
     return store.path(3)
 
 
-def checkpoint_of(run_dir: Path, decoder: Decoder, tokenizer: Path | None, *, tokens: int = TOKENS) -> Path:
+def checkpoint_of(run_dir: Path, decoder: Decoder, tokenizer: Path | None, **others: Any) -> Path:
     named = {name: parameter.detach() for name, parameter in decoder.global_parameters().items()}
-    return write_checkpoint(run_dir, named, dict(decoder.context.model), tokenizer, tokens=tokens)
+    return write_checkpoint(run_dir, named, dict(decoder.context.model), tokenizer, **others)
 
 
 def write_sentencepiece(path: Path, kind: Any, vocab_size: int = 400) -> Path:

@@ -200,7 +200,7 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path: Path) -> None:
     for change, line in (
         ({"model.norm.weight": None}, r"holds no model.norm.weight"),
         ({"model.layers.0.mlp.router.weight": torch.zeros(2)}, r"holds model.layers.0.mlp.router.weight, for which"),
-        ({"model.norm.weight": torch.zeros(3)}, r"final_norm.norm.weight has shape \(3,\), must be \(32,\)"),
+        ({"model.norm.weight": torch.zeros(3)}, r"final_norm.norm.weight has shape \(3,\), must have \(32,\)"),
     ):
         save_file({name: x for name, x in {**weights, **change}.items() if x is not None}, file, {"format": "pt"})
         refused(line)
@@ -208,6 +208,7 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path: Path) -> None:
         ("{", r"config.json: damaged"),
         (described.replace('"llama"', '"mamba"'), r"config.json: model_type = mamba: must be one of apertus, arcee"),
         (described.replace('"hidden_size": 32', '"hidden_size": "wide"'), r"config.json: refused by transformers"),
+        (described.replace('"num_key_value_heads": 2', '"num_key_value_heads": 3'), r"config.json: num_kv_heads = 3"),
     ):
         config.write_text(text)
         refused(line)
