@@ -13,7 +13,9 @@ from megaqk.check import add_check_command
 from megaqk.checkpoint.subcommands import add_checkpoint_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import AGAIN, AgreedError, AlreadySaidError, user_error
+from megaqk.evaluation.evaluate_command import add_evaluate_command
 from megaqk.exchange.export_command import add_export_command
+from megaqk.generation.generate_command import add_generate_command
 from megaqk.preflight.preflight import add_preflight_command
 from megaqk.runs import add_runs_command
 from megaqk.runtime.launch import launched_rank, started_by_mpi
@@ -44,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_export_command(subparsers)
     add_probe_command(subparsers)
     add_study_command(subparsers)
+    add_evaluate_command(subparsers)
+    add_generate_command(subparsers)
     return parser
 
 

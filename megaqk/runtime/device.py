@@ -30,6 +30,21 @@ def choose_device(launch: Launch = Launch()) -> torch.device:
     return torch.device("cuda", gpu_index(launch, visible=torch.cuda.device_count()))
 
 
+def device_named(name: str | None) -> torch.device:
+    """The device that `--device` names; None is that of `choose_device`.
+
+    Raises:
+        UserError: There is none of this name here.
+    """
+    if name is None:
+        return choose_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device = {name}: must be a device of this machine ({reason})") from error
+
+
 def gpu_index(launch: Launch, *, visible: int) -> int:
     """The GPU of a process among those that it sees.
 

@@ -29,6 +29,8 @@ ABOVE = {
         "training",
     },
     "exchange": {"errors", "config", "runtime", "checkpoint", "parallel", "data", "model"},
+    "evaluation": {"errors", "runtime", "checkpoint", "exchange", "training"},
+    "generation": {"errors", "runtime", "exchange"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
     "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training", "analysis"},
 }
