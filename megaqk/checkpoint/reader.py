@@ -183,5 +183,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path)
     store = CheckpointStore(path / "checkpoints", Retention(newest=1))
     if not (steps := store.steps()):
-        raise UserError(f"{path}: must be the folder of a checkpoint (RUN_DIR/checkpoints/step-N) or a run.dir with one")
+        raise UserError(
+            f"{path}: must be the folder of a checkpoint (RUN_DIR/checkpoints/step-N) or a run.dir with one"
+        )
     return open_step(store, steps[-1])

@@ -19,6 +19,7 @@ from megaqk.optim.optimizers import choose_implementation
 from megaqk.parallel.world import World
 from megaqk.runtime.agreement import Comm, each
 from megaqk.runtime.device import REPEATABLE
+from megaqk.training.evaluated_texts import EvaluatedText, open_evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,14 @@ class RunInputs:
         splits: The samples in them.
         vocabulary: Size of the vocabulary.
         identity: What of the data a resumed run must keep.
-        evaluation_micro_batches: Micro-batches of each data-parallel rank in an evaluation; 0: there is none.
+        evaluated: What the run is evaluated on.
     """
 
     prepared: PreparedData
     splits: Splits
     vocabulary: Vocabulary
     identity: dict[str, Any]
-    evaluation_micro_batches: int
+    evaluated: tuple[EvaluatedText, ...]
 
 
 def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
@@ -53,9 +54,7 @@ def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
     """
     prepared, splits = open_data(config, comm)
     training = config.training
-    vocabulary, evaluation_micro_batches = each(
-        comm, lambda: (vocabulary_of(config, prepared.vocab_size), _evaluation_micro_batches(config, world, splits))
-    )
+    vocabulary = each(comm, lambda: vocabulary_of(config, prepared.vocab_size))
     identity = data_identity(
         prepared,
         config.data,
@@ -69,23 +68,8 @@ def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
         splits=splits,
         vocabulary=vocabulary,
         identity=identity,
-        evaluation_micro_batches=evaluation_micro_batches,
+        evaluated=open_evaluated(config, prepared, splits, comm),
     )
-
-
-def _evaluation_micro_batches(config: Config, world: World, splits: Splits) -> int:
-    """No validation sample is read twice; whole global batches where there is one, alike on every topology."""
-    training, batches = config.training, config.evaluation.batches
-    if splits.valid is None or not batches:
-        return 0
-    samples, at_once = splits.valid.num_samples, training.micro_batch_size * world.data
-    if samples < at_once:
-        raise UserError(
-            f"data.split = {list(config.data.split)}: leaves {samples} validation samples, fewer than "
-            f"training.micro_batch_size x data-parallel size = {at_once}; give validation more, or set "
-            "evaluation.batches=0"
-        )
-    return min(batches, samples // training.global_batch_size) * world.micro_batches or samples // at_once
 
 
 def missing(config: Config, device: torch.device) -> list[str]:
