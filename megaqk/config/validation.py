@@ -40,7 +40,9 @@ class EvaluationConfig(Section):
         "none.",
     )
     sets: tuple[ValidationSetConfig, ...] = Field(
-        (), strict=False, description="Texts that are evaluated beside it, whole unless they say otherwise."
+        (),
+        strict=False,
+        description="Texts that are evaluated beside it: each a name, a text or a corpus, and batches (null: all of it).",
     )
     test: bool = Field(
         False,
