@@ -42,7 +42,7 @@ class EvaluationConfig(Section):
     sets: tuple[ValidationSetConfig, ...] = Field(
         (),
         strict=False,
-        description="Texts that are evaluated beside it: each a name, a text or a corpus, and batches (null: all of it).",
+        description="Texts that are evaluated beside it: a name, a text or corpus, and batches (null: all of it) each.",
     )
     test: bool = Field(
         False,

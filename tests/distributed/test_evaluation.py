@@ -39,7 +39,7 @@ def losses_of(layouts: Sequence[Layout], sizes: Sequence[int]) -> list[dict[int,
         [Layout(zero=0)],
         [Layout(tensor=2, data=2, zero=2), Layout(pipeline=2, data=2), Layout(pipeline=4, layers=(0, 1, 3, 0))],
     ],
-    ids=str,
+    ids=["one-process", "four"],
 )
 def test_losses_are_those_of_a_plain_model_for_every_batch_size(layouts: list[Layout]) -> None:
     """On the other topologies `test_any_topology` holds the losses of one against another."""
