@@ -23,6 +23,9 @@ MODEL = {"preset": "llama", "num_kv_heads": 12}
 
 def losses_of(layouts: Sequence[Layout], sizes: Sequence[int]) -> list[dict[int, float]]:
     """The mean loss of the samples by size of micro-batches, on one rank of layouts of one world size."""
+    from megaqk.training import engine as training_engine
+
+    training_engine.EVALUATED_AT_ONCE = 1  # all of them are few
     found = []
     for layout in layouts:
         print(layout, flush=True)
