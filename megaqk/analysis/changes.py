@@ -1,6 +1,6 @@
 """How the attention logits of a run have changed between two checkpoints, and by what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,11 @@ def change_of_logits(before: Reading, after: Reading, view: BlockView, positions
 
 
 def pathwise_section(
-    before: Snapshot, after: Snapshot, changes: Sequence[Decomposition], energies: Sequence[Sequence[float]]
+    before: Snapshot,
+    after: Snapshot,
+    changes: Sequence[Decomposition],
+    energies: Sequence[Sequence[float]],
+    rates: Mapping[int, Mapping[str, float]],
 ) -> dict[str, Any]:
     """The entry of `analysis.json` for two checkpoints.
 
@@ -57,6 +61,7 @@ def pathwise_section(
         after: The second.
         changes: By layer.
         energies: Of the residual stream that enters each layer, of both.
+        rates: What steps were taken with; see `Material`.
 
     Raises:
         FaultError: The parts do not add up to the whole.
@@ -74,7 +79,7 @@ def pathwise_section(
     return {
         "from": before.step,
         "to": after.step,
-        "step_size_factor": step_size_factors(after.config, before.step, after.step),
+        "step_size_factor": step_size_factors(after.config, before.step, after.step, rates),
         "residual_energy": [sum(pair) / len(pair) for pair in zip(*energies, strict=True)],
         **{name: [float(size[name]) for size, _ in by_layer] for name in sizes},
         "share": {name: [float(share[name]) for _, share in by_layer] for name in shares},

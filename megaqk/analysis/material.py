@@ -1,5 +1,6 @@
 """What an analysis reads: the checkpoints of a run as models, and its probe batch."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megaqk.checkpoint.damage import DamagedError
 from megaqk.checkpoint.reader import Checkpoint, open_step
 from megaqk.checkpoint.retention import Retention
 from megaqk.checkpoint.store import CheckpointStore
@@ -21,6 +23,7 @@ from megaqk.model.decoder import Decoder
 from megaqk.model.init import initialize
 from megaqk.model.vocab_size import vocabulary_of
 from megaqk.training.batches import RankBatches
+from megaqk.training.metrics import METRICS_FILE, read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,14 @@ class Material:
 
     Attributes:
         snapshots: By step.
+        rates: What the run has recorded that its steps were taken with: `lr/<group>` by step.
         context: Of the model, without the padding of its vocabulary.
         inputs: The probe batch, (B, S) each.
         labels: (B, S).
     """
 
     snapshots: list[Snapshot]
+    rates: dict[int, dict[str, float]]
     context: ModelContext
     inputs: Stream
     labels: Tensor
@@ -91,11 +96,16 @@ def open_material(run_dir: Path, micro_batches: int | None, *, initial: bool) ->
         initial: Whether the weights before the first step are analysed too.
 
     Raises:
-        UserError: There are no checkpoints, one is damaged, or the data is missing or not that of the run.
+        UserError: There are no checkpoints, or the data is missing or not that of the run.
     """
     folder = run_dir / "checkpoints"
     store = CheckpointStore(folder, Retention(newest=1))
-    opened = [open_step(store, step) for step in store.steps()]
+    opened = []
+    for step in store.steps():
+        try:
+            opened.append(open_step(store, step))
+        except DamagedError as error:
+            sys.stderr.write(f"passed over {error}\n")
     if not opened:
         raise UserError(f"RUN_DIR = {run_dir}: has no checkpoints: must be the run.dir of a run that has saved one")
     snapshots = [
@@ -112,7 +122,9 @@ def open_material(run_dir: Path, micro_batches: int | None, *, initial: bool) ->
     config = snapshots[-1].config
     tokens, inputs, labels = _probe_batch(config, micro_batches, opened[-1])
     context = model_context(config, tokens=tokens, rows=tokens)
-    return Material(snapshots=snapshots, context=context, inputs=inputs, labels=labels)
+    recorded = read_metrics(run_dir / METRICS_FILE) if (run_dir / METRICS_FILE).exists() else ()
+    rates = {record["step"]: record for record in recorded if "loss" in record}
+    return Material(snapshots=snapshots, rates=rates, context=context, inputs=inputs, labels=labels)
 
 
 def _probe_batch(config: Config, micro_batches: int | None, newest: Checkpoint) -> tuple[int, Stream, Tensor]:
@@ -122,14 +134,18 @@ def _probe_batch(config: Config, micro_batches: int | None, newest: Checkpoint) 
     keys = {name: getattr(training, name) for name in ("seed", "global_batch_size", "sequence_length")}
     identity = data_identity(prepared, config.data, **keys)
     check_data_identity(newest.manifest["data"], identity, newest.manifest["progress"]["samples"])
+    if micro_batches is None:
+        key, count = "probes.micro_batches", config.probes.micro_batches
+    else:
+        key, count = "--micro-batches", micro_batches
     batches = RankBatches(
-        splits.train if splits.valid is None else splits.valid,
+        splits.probed(key, count, training.micro_batch_size),
         micro_batch=training.micro_batch_size,
         data_rank=0,
         data_size=1,
         separate_at=prepared.eod_id if config.data.separate_documents else None,
     )
-    parts = list(batches.read(0, micro_batches or config.probes.micro_batches))
+    parts = list(batches.read(0, count))
     tokens, positions = (torch.cat([inputs[index] for inputs, _ in parts]) for index in (0, 1))
     return (
         vocabulary_of(config, prepared.vocab_size).tokens,

@@ -79,7 +79,7 @@ class Measurements:
             self.series.setdefault(name, []).append(values)
         if self._before is not None:
             energies = self.series["residual_energy"][-2:]
-            self.pathwise.append(pathwise_section(self._before, snapshot, changes, energies))
+            self.pathwise.append(pathwise_section(self._before, snapshot, changes, energies, self.material.rates))
         self._readings, self._before = readings, snapshot
 
     @staticmethod

@@ -22,6 +22,18 @@ class Splits:
     valid: Dataset | None  # positions [0, num_samples) are all of it, in file order; None where it is given nothing
     test: Dataset | None = None  # likewise; None where nobody asks for it
 
+    def probed(self, key: str, micro_batches: int, micro_batch: int) -> Dataset:
+        """What probes read from the start: validation, or training where there is none.
+
+        Raises:
+            UserError: It has no such number of micro-batches, which `key` asks for.
+        """
+        dataset = self.train if self.valid is None else self.valid
+        if micro_batches * micro_batch > dataset.num_samples:
+            most = dataset.num_samples // micro_batch
+            raise UserError(f"{key} = {micro_batches}: must be at most {most}, with {dataset.num_samples} samples")
+        return dataset
+
 
 def document_bounds(num_documents: int, split: Sequence[float]) -> list[int]:
     """Return the len(split) + 1 document numbers between which the parts lie, rounded to the nearest."""

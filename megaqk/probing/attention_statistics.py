@@ -77,7 +77,7 @@ class AttentionStatistics:
         several = (seen > 1).unsqueeze(1)
         logits = logits.masked_fill_(hidden, 0)
         sums = (
-            entropy / seen.clamp(min=2).log().unsqueeze(1),
+            entropy / seen.clamp(min=2).to(entropy.dtype).log().unsqueeze(1),
             several / total,
             logits.sum(-1, dtype=torch.float64),
             logits.square().sum(-1, dtype=torch.float64),

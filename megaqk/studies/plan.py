@@ -70,7 +70,18 @@ class Study:
         return self.spec.sizes[self.size].processes
 
     def keep(self, command: str) -> None:
-        """Write what is run into the folder, for the report."""
+        """Write what is run into the folder, for the report.
+
+        Raises:
+            UserError: The folder is that of another study, or has arms that this one lacks.
+        """
+        path = self.folder / STUDY_FILE
+        before = read_mapping(path, "name, arms, seeds and comparisons") if path.exists() else {}
+        for key, now in (("name", self.spec.name), ("size", self.size)):
+            if before.get(key, now) != now:
+                raise UserError(f"{path}: {key} = {before[key]}: is another study than {now}; choose another --output")
+        if gone := [arm for arm in before.get("arms", ()) if arm not in self.spec.all_arms]:
+            raise UserError(f"{path}: has the arm {gone[0]}, which this study lacks; choose another --output")
         content = {
             "name": self.spec.name,
             "description": self.spec.description,
@@ -83,7 +94,7 @@ class Study:
         }
         with os_errors_named(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.folder / STUDY_FILE) as beside:
+        with written_whole(path) as beside:
             beside.write_text(format_yaml(content))
 
 
@@ -100,7 +111,9 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
         UserError: One line that names the first refused key, and the arm where it is one's.
     """
     raw = read_mapping(path, "name, base, arms, seeds and sizes")
-    if isinstance(below := raw.pop("extends", None), str):
+    if (below := raw.pop("extends", None)) is not None:
+        if not isinstance(below, str):
+            raise UserError(f"{path}: extends = {show(below)}: must be the name of a file beside it")
         raw = laid_over(read_mapping(path.parent / below, "what studies share"), raw)
     try:
         spec = StudyConfig.model_validate(raw)
@@ -108,6 +121,9 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
         raise UserError(f"{path}: {describe(error, StudyConfig)[0]}") from None
     if size not in spec.sizes:
         raise UserError(f"--size = {size}: must be one of {', '.join(spec.sizes)}")
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) in ("run.dir", "training.seed"):
+            raise UserError(f"{override}: {key} is the study's own; use {'--output' if key == 'run.dir' else '--seed'}")
     chosen = spec.sizes[size]
     folder = Path("runs/studies") / f"{spec.name}-{size}" if folder is None else folder
     runs = []
@@ -120,6 +136,8 @@ def load_study(path: Path, size: str, folder: Path | None = None, overrides: Seq
                 for override in overrides:
                     apply_override(plain, override)
                 config = build_config(laid_over(plain, own))
+                if spec.analysis and config.model.num_layers == 1:
+                    raise UserError("model.num_layers = 1: must be at least 2 for an analysis, or set analysis: false")
             except UserError as error:
                 raise UserError(f"{path}: arm {arm}: {error}") from None
             runs.append(Run(arm=arm, config=config))

@@ -1,5 +1,6 @@
 """The runs of a study as processes of their own, several at a time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from megaqk.analysis.probe import ANALYSIS_FILE
 from megaqk.config.loading import dump_config
 from megaqk.errors import AGAIN, FAULT
 from megaqk.runtime import signals
@@ -19,7 +21,6 @@ from megaqk.training.run_summary import summarise
 
 OUTPUT_FILE = "output.log"
 """What the processes of a run print, in its folder."""
-ANALYSIS_FILE = "analysis.json"
 _POLL_SECONDS = 0.2
 
 
@@ -42,22 +43,26 @@ class Runner:
 
     def is_done(self, run: Run) -> bool:
         """Whether nothing is left to do of a run."""
-        analysed = not self._study.spec.analysis or (run.folder / ANALYSIS_FILE).exists()
-        return RunFolder(run.folder).is_finished() and analysed
+        return RunFolder(run.folder).is_finished() and (not self._study.spec.analysis or _is_analysed(run))
 
-    def run(self, runs: Sequence[Run]) -> int:
+    def run(self, runs: Sequence[Run], command: str) -> int:
         """Go through runs, passing over those that are done.
 
         A run that fails leaves the others alone. Asked to stop, those that are on save and end.
 
+        Args:
+            runs: Some of the study.
+            command: What runs all of it, for the report.
+
         Returns:
-            An exit status.
+            An exit status: where runs fail that of all of them, or a fault if they do not agree.
 
         Raises:
-            UserError: A folder holds another run; nothing has been started then.
+            UserError: A folder holds another run; nothing has been started or written then.
         """
         for run in runs:
             check_same(run)
+        self._study.keep(command)
         left = [run for run in runs if not self.is_done(run)]
         print(f"{self._study.folder}: {len(runs)} runs, {len(runs) - len(left)} of them done", flush=True)
         with signals.stop_signals(), ThreadPoolExecutor(self._jobs) as pool:
@@ -66,11 +71,12 @@ class Runner:
                 time.sleep(_POLL_SECONDS)
                 if signals.requested():
                     self._end_all()
-        failed = sum(result.result() not in (0, AGAIN) for result in results)
+        failed = [status for result in results if (status := result.result()) not in (0, AGAIN)]
         open_ends = sum(not self.is_done(run) for run in runs)
         if failed:
-            sys.stderr.write(f"megaqk: error: {failed} of {len(runs)} runs failed; the same command tries them again\n")
-            return FAULT
+            again = "the same command tries them again"
+            sys.stderr.write(f"megaqk: error: {len(failed)} of {len(runs)} runs failed; {again}\n")
+            return failed[0] if len(set(failed)) == 1 else FAULT
         if open_ends:
             sys.stderr.write(f"megaqk: stopped with {open_ends} of {len(runs)} runs to go; the same command goes on\n")
         return AGAIN if open_ends else 0
@@ -124,6 +130,15 @@ class Runner:
         """Pass the request on, once to each: a second one would end a run without saving."""
         while self._on:
             self._on.pop().terminate()
+
+
+def _is_analysed(run: Run) -> bool:
+    """Whether there is an analysis from the initial weights to the last step, as a user's own need not be."""
+    try:
+        steps = json.loads((run.folder / ANALYSIS_FILE).read_bytes())["steps"]
+        return bool(steps[0] == 0 and steps[-1] == run.config.training.steps)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _last_line(path: Path) -> str:

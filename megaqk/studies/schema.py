@@ -80,6 +80,9 @@ class StudyConfig(Section):
         for key in ("comparisons", "interactions"):
             named += [(f"{key}[{index}]", arm) for index, arms_of in enumerate(getattr(self, key)) for arm in arms_of]
         named += [(f"sizes.{name}.arms", arm) for name, size in self.sizes.items() for arm in size.arms]
+        pairs = [pair for pair in self.all_comparisons if pair[0] == pair[1] or self.all_comparisons.count(pair) > 1]
+        if pairs:
+            raise refusal("comparisons", list(pairs[0]), "must be two arms, and once (baseline compares with all)")
         for key, arm in named:
             if arm not in arms:
                 raise refusal(key, arm, f"must be an arm: {', '.join(arms)}")

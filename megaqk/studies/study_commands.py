@@ -86,8 +86,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     jobs = fitting if arguments.jobs is None else arguments.jobs
     if jobs < 1 or (gpus and jobs > fitting):
         raise UserError(f"--jobs = {jobs}: must be {f'from 1 to {fitting}' if gpus else 'at least 1'}")
-    study.keep(_command(arguments))
-    return Runner(study, jobs, gpus).run(runs)
+    return Runner(study, jobs, gpus).run(runs, _command(arguments))
 
 
 def report_command(arguments: argparse.Namespace) -> int:

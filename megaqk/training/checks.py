@@ -55,6 +55,8 @@ def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
     prepared, splits = open_data(config, comm)
     training = config.training
     vocabulary = each(comm, lambda: vocabulary_of(config, prepared.vocab_size))
+    if count := config.probes.micro_batches if config.probes.every else 0:
+        each(comm, lambda: splits.probed("probes.micro_batches", count, training.micro_batch_size))
     identity = data_identity(
         prepared,
         config.data,

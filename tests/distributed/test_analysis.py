@@ -127,10 +127,12 @@ def test_one_checkpoint_is_enough_for_the_rest(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "run"))
-    for step in (2, 4):
-        shutil.rmtree(copy / "checkpoints" / f"step-{step}")
-    status, out, _ = probe(capsys, copy, "--micro-batches", "1", "--heads", "none")
+    shutil.rmtree(copy / "checkpoints" / "step-2")
+    (copy / "checkpoints" / "step-4" / "manifest.json").write_text("{")
+    status, out, err = probe(capsys, copy, "--micro-batches", "1", "--heads", "none")
     assert status == 0
+    assert err.startswith("passed over ")
+    assert "step-4" in err
     assert "One checkpoint: the pathwise decomposition needs two" in out
     written = json.loads((copy / "analysis.json").read_text())
     assert (written["steps"], written["pathwise"], written["reliance_head"], written["probe_tokens"]) == (
@@ -157,6 +159,7 @@ def test_what_a_user_can_cause_is_one_line(run_dir: Path, tmp_path: Path, capsys
         ([tmp_path / "empty"], "has no checkpoints: must be the run.dir of a run"),
         ([damaged, "--heads", "none"], f"{file}: damaged"),
         ([run_dir, "--micro-batches", "0"], "--micro-batches = 0: must be at least 1"),
+        ([run_dir, "--micro-batches", "9999"], "--micro-batches = 9999: must be at most "),
         ([run_dir, "--upper", "4"], "--upper = 4: must be in"),
         ([run_dir, "--stability-threshold", "2"], "--stability-threshold = 2: must be in"),
     ]

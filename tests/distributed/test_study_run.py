@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from megaqk.config.yaml_text import format_yaml, parse_yaml
-from megaqk.errors import AGAIN, FAULT, REFUSED
+from megaqk.errors import AGAIN, REFUSED
 from megaqk.studies.plan import load_study
 from megaqk.studies.runner import Runner
 
@@ -73,6 +73,11 @@ def test_all_arms_end_and_what_is_done_is_passed_over(write_study: Callable[...,
     assert result(study, "plain")["loss"] != before["loss"]
     analysis = json.loads((study.parent / "out/plain/seed-1/analysis.json").read_text())
     assert analysis["steps"] == [0, 2, 4]
+    # One that a user has made without the initial weights is made again.
+    probe = [sys.executable, "-m", "megaqk", "probe", str(study.parent / "out/plain/seed-1"), "--heads", "none"]
+    assert subprocess.run(probe, timeout=SECONDS).returncode == 0
+    assert "2 runs, 1 of them done" in run(study, "run").stdout
+    assert json.loads((study.parent / "out/plain/seed-1/analysis.json").read_text()) == analysis
     report = [sys.executable, "-m", "megaqk", "study", "report", str(study.parent / "out")]
     assert subprocess.run(report, timeout=SECONDS).returncode == 0
     assert "2 of 2 runs are finished" in (study.parent / "out/report/report.md").read_text()
@@ -82,7 +87,7 @@ def test_a_run_that_fails_leaves_the_others_alone(write_study: Callable[..., Pat
     arms: dict[str, Any] = {"lost": {"data": {"text": "nowhere.jsonl"}}, "plain": {}}
     study = write_study(arms)
     ended = run(study, "run", "--jobs", "1")
-    assert ended.returncode == FAULT
+    assert ended.returncode == REFUSED  # as that of all that have failed
     assert "lost/seed-1: failed: " in ended.stdout
     assert "nowhere.jsonl" in ended.stdout
     assert ended.stderr == "megaqk: error: 1 of 2 runs failed; the same command tries them again\n"
@@ -111,8 +116,10 @@ def test_it_stops_when_asked_and_goes_on_by_the_same_command(write_study: Callab
 def test_another_configuration_in_the_same_folder_is_refused(write_study: Callable[..., Path]) -> None:
     study = write_study()
     assert run(study, "run", "--arm", "plain").returncode == 0
+    before = (study.parent / "out" / "study.yaml").read_text()
     refused = run(study, "run", "optimizer.lr=1e-4")
     assert refused.returncode == REFUSED
+    assert (study.parent / "out" / "study.yaml").read_text() == before
     assert "holds another run: optimizer.lr = 0.0001, was 0.003" in refused.stderr
     assert not (study.parent / "out" / "timed").exists()
     assert run(study, "run", "--arm", "plane").stderr.startswith("megaqk: error: --arm = plane: must be one of plain")
@@ -129,6 +136,6 @@ def test_jobs_share_the_gpus_and_a_run_has_its_processes(
         f"    pathlib.Path({str(tmp_path)!r}, 'seen-' + os.environ['CUDA_VISIBLE_DEVICES'].replace(',', '+')).touch()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}")
-    assert Runner(study, 2, ["4", "5", "6", "7"]).run(study.runs) == 0
+    assert Runner(study, 2, ["4", "5", "6", "7"]).run(study.runs, "megaqk study run") == 0
     assert sorted(path.name for path in tmp_path.glob("seen-*")) == ["seen-4+5", "seen-6+7"]
     assert all(result(tmp_path / "study.yaml", arm)["topology"]["tensor"] == 2 for arm in study.spec.arms)

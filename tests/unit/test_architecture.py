@@ -29,7 +29,7 @@ ABOVE = {
         "training",
     },
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
-    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training"},
+    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training", "analysis"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
 

@@ -56,9 +56,9 @@ class Probing(Hook):
             self._watch.arm()
 
     def _measure(self, run: Trainer, watch: StepWatch | None) -> None:
-        splits = run.inputs.splits
-        stream = run.batches(splits.train if splits.valid is None else splits.valid, alike=True)
-        batches = list(stream.read(0, run.config.probes.micro_batches))
+        count, micro_batch = run.config.probes.micro_batches, run.config.training.micro_batch_size
+        stream = run.batches(run.inputs.splits.probed("probes.micro_batches", count, micro_batch), alike=True)
+        batches = list(stream.read(0, count))
         measured = measure(run.engine, batches, watch, run.pulse)
         if measured is not None and self._writer is not None:
             self._writer.write({"step": run.progress.step, "tokens": run.progress.tokens, **measured})

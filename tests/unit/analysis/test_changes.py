@@ -88,7 +88,7 @@ def test_another_input_than_attention_reads_does_not_close() -> None:
     lost = Decomposition(right.gram * torch.nan, right.entries)
     for change in (wrong, lost):
         with pytest.raises(FaultError, match="logits of layer 1 from step 10 to 20 miss the whole by"):
-            pathwise_section(before, after, [right, change], [[1, 1], [1, 1]])
+            pathwise_section(before, after, [right, change], [[1, 1], [1, 1]], {})
 
 
 def test_the_loss_is_a_mean_over_labels_that_count() -> None:

@@ -1,5 +1,7 @@
 """The step-size factor against sums written out."""
 
+import math
+
 import pytest
 
 from megaqk.analysis.step_sizes import step_size_factors
@@ -26,3 +28,8 @@ def test_sums_of_rate_times_multiplier() -> None:
     assert factors["query"] == [plain, plain, pytest.approx(0.1 * (3 * 0.2 + 2)), pytest.approx(0.1 * (3 * 0.2 + 2))]
     assert factors["key"] == [plain, plain, plain, pytest.approx(0.1 * (2 * 0.5 + 3))]
     assert step_size_factors(config, 0, 1)["key"][0] == pytest.approx(0.05)
+    # The run was at another rate meanwhile: what its configuration says now is no answer for that group.
+    upper = "rule0.upper_query"
+    factors = step_size_factors(config, 1, 6, {3: {f"lr/{upper}": 0.02, "lr/decay": 0.3}, 5: {f"lr/{upper}": 0.1}})
+    assert math.isnan(factors["query"][0])
+    assert factors["query"][2] == pytest.approx(0.1 * (3 * 0.2 + 2))

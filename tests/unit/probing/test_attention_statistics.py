@@ -63,6 +63,12 @@ def test_blocks_of_rows_give_what_whole_scores_give(
     torch.testing.assert_close(statistics(query, key, documents), plain(query, key, documents), rtol=1e-6, atol=1e-7)
 
 
+def test_fp64_stays_fp64() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 9, 6).double(), torch.randn(2, 4, 9, 6).double()
+    torch.testing.assert_close(statistics(query, key), plain(query, key), rtol=1e-13, atol=1e-14)
+
+
 def test_micro_batches_add_up() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(3, 2, 7, 4), torch.randn(3, 2, 7, 4)

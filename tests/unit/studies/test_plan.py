@@ -68,6 +68,13 @@ def test_overrides_are_for_all_runs(tmp_path: Path) -> None:
     ("changes", "line"),
     [
         ({"armz": {}}, r"armz = {}: unknown key; did you mean arms\?"),
+        ({"comparisons": [["timed", "timed"]]}, r"comparisons = \[timed, timed\]: must be two arms, and once"),
+        ({"baseline": "plain"}, r"comparisons = \[timed, plain\]: must be two arms, and once"),
+        ({"extends": ["a.yaml"]}, r"extends = \[a.yaml\]: must be the name of a file"),
+        (
+            {"base": {"model": {"num_layers": 1}}, "arms": {"plain": {}, "timed": {"optimizer": {"lr": 0.1}}}},
+            "arm plain: model.num_layers = 1: must be at least 2 for an analysis",
+        ),
         ({"baseline": "none"}, "baseline = none: must be an arm: plain, timed"),
         ({"seeds": []}, r"seeds = \[\]: must have at least 1 entry"),
         ({"seeds": [1, 1]}, "seeds = .*: must name a seed once"),
@@ -112,6 +119,12 @@ def test_a_study_lies_over_what_it_extends(tmp_path: Path) -> None:
         load_study(path, "small")
 
 
+@pytest.mark.parametrize(("key", "instead"), [("run.dir=x", "--output"), ("training.seed=4", "--seed")])
+def test_what_is_the_study_s_own_is_no_override(tmp_path: Path, key: str, instead: str) -> None:
+    with pytest.raises(UserError, match=f"{key}: .* is the study's own; use {instead}"):
+        load(tmp_path, overrides=(key,))
+
+
 def test_an_unknown_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--size = huge: must be one of small, large"):
         load(tmp_path, "huge")
@@ -126,6 +139,21 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path) -> None:
     other = load(tmp_path, overrides=("optimizer.lr=0.5",)).runs[0]
     with pytest.raises(UserError, match=r"plain/seed-7: holds another run: optimizer.lr = 0.5, was 0.001; choose"):
         check_same(other)
+
+
+def test_the_folder_of_another_study_stays_as_it_is(tmp_path: Path) -> None:
+    load(tmp_path).keep("first")
+    before = (tmp_path / "out" / "study.yaml").read_text()
+    for changes, line in (
+        ({"name": "other"}, "name = pair: is another study than other"),
+        ({"arms": {"plain": {}}, "comparisons": []}, "has the arm timed, which this study lacks"),
+    ):
+        with pytest.raises(UserError, match=f"study.yaml: {line}"):
+            load(tmp_path, **changes).keep("second")
+    with pytest.raises(UserError, match="size = small: is another study than large"):
+        load(tmp_path, "large").keep("second")
+    assert (tmp_path / "out" / "study.yaml").read_text() == before
+    load(tmp_path, arms={**STUDY["arms"], "more": {"optimizer": {"lr": 0.1}}}).keep("second")
 
 
 def test_the_folder_says_what_was_run(tmp_path: Path) -> None:
