@@ -81,7 +81,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from megaqk.training.memory import estimate_memory
 
     if not (later := left_to_the_start(config)):
-        vocabulary = open_inputs(config, world, Solo()).vocabulary
+        vocabulary = open_inputs(config, Solo()).vocabulary
     elif prepares_quickly(config.data):
         vocabulary = vocabulary_of(config, prepare(config.data).vocab_size)
     else:

@@ -105,7 +105,7 @@ def _open_data(config: Config, world: World) -> list[str]:
 
     world.agreed(lambda: check_device(config, world.device))
     if not (later := world.first_does(lambda: left_to_the_start(config))):
-        open_inputs(config, world, world)
+        open_inputs(config, world)
     return later
 
 

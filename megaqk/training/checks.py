@@ -16,7 +16,6 @@ from megaqk.errors import UserError
 from megaqk.model.context import is_compiled
 from megaqk.model.vocab_size import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
-from megaqk.parallel.world import World
 from megaqk.runtime.agreement import Comm, each
 from megaqk.runtime.device import REPEATABLE
 from megaqk.training.evaluated_texts import EvaluatedText, open_evaluated
@@ -41,13 +40,12 @@ class RunInputs:
     evaluated: tuple[EvaluatedText, ...]
 
 
-def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
+def open_inputs(config: Config, comm: Comm) -> RunInputs:
     """Open the data of a run, preparing it if need be, and refuse what does not fit it.
 
     Args:
         config: The run.
-        world: Its processes, connected or not.
-        comm: Those of them that take part; each calls this.
+        comm: Its processes, each of which calls this; or one alone.
 
     Raises:
         UserError: The data is missing, damaged or too small, or the model does not fit it: on all ranks.
