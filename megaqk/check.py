@@ -69,7 +69,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     world = World(config, Launch(world_size=arguments.world_size))
     # Only now, since the model's modules import torch: a refusal of the configuration is immediate.
-    from megaqk.corpus.prepare import prepares_quickly
+    from megaqk.corpus.prepare import left_to_the_start, prepare, prepares_quickly
     from megaqk.data.tokenizer import load_tokenizer
     from megaqk.model.decoder import parameter_inventory
     from megaqk.model.vocab_size import vocabulary_of
@@ -80,13 +80,14 @@ def run_check(arguments: argparse.Namespace) -> int:
     from megaqk.training.checks import missing, open_inputs
     from megaqk.training.memory import estimate_memory
 
-    if prepares_quickly(config.data):
-        vocabulary, later = open_inputs(config, world, Solo()).vocabulary, []
+    if not (later := left_to_the_start(config)):
+        vocabulary = open_inputs(config, Solo()).vocabulary
+    elif prepares_quickly(config.data):
+        vocabulary = vocabulary_of(config, prepare(config.data).vocab_size)
     else:
         tokenizer = config.data.tokenizer
         tokens = config.data.vocab_size if tokenizer is None else load_tokenizer(tokenizer).vocab_size
         vocabulary = vocabulary_of(config, tokens)
-        later = [f"data.text = {config.data.text}: is prepared at the start of the run, which refuses what it lacks"]
     parameters = parameter_inventory(config, rows=vocabulary.rows)
     groups, device = plan_groups(config, parameters), choose_device()
     print(resolved_plan(config, world, parameters, groups))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from megaqk import __version__
 from megaqk.analysis.probe import add_probe_command
 from megaqk.check import add_check_command
+from megaqk.checkpoint.average import add_average_command
 from megaqk.checkpoint.subcommands import add_checkpoint_command
 from megaqk.corpus.arguments import add_commands as add_data_commands
 from megaqk.errors import AGAIN, AgreedError, AlreadySaidError, user_error
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_tensorboard_command(subparsers)
     add_runs_command(subparsers)
     add_checkpoint_command(subparsers)
+    add_average_command(subparsers)
     add_export_command(subparsers)
     add_probe_command(subparsers)
     add_study_command(subparsers)

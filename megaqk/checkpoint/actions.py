@@ -7,7 +7,7 @@ from typing import Any
 from megaqk.checkpoint.damage import DamagedError
 from megaqk.checkpoint.reader import Checkpoint, open_step
 from megaqk.checkpoint.retention import Retention
-from megaqk.checkpoint.store import CheckpointStore
+from megaqk.checkpoint.store import AVERAGED, CheckpointStore
 from megaqk.errors import UserError
 from megaqk.runtime.locks import try_lock
 from megaqk.runtime.text_table import table
@@ -51,6 +51,8 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def _writer(manifest: dict[str, Any]) -> str:
+    if AVERAGED in manifest:
+        return f"average of {len(manifest[AVERAGED])}"
     parallel = manifest["config"]["parallel"]
     axes = f"tensor {parallel['tensor']} x pipeline {parallel['pipeline']} of {len(manifest['files']) - 1} ranks"
     return f"{axes}, ZeRO-{parallel['zero_stage']}, {manifest['config']['training']['precision']}"

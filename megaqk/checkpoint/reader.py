@@ -19,7 +19,7 @@ from megaqk.checkpoint.index import WEIGHT, Index, Piece, tensor_name
 from megaqk.checkpoint.piece_files import PieceFiles
 from megaqk.checkpoint.rank_file import header_of
 from megaqk.checkpoint.retention import Retention
-from megaqk.checkpoint.store import INDEX, MANIFEST, CheckpointStore, read_manifest
+from megaqk.checkpoint.store import AVERAGED, INDEX, MANIFEST, CheckpointStore, read_manifest
 from megaqk.errors import UserError
 
 _THREADS = 4
@@ -167,7 +167,8 @@ def open_step(store: CheckpointStore, step: int) -> Checkpoint:
         DamagedError: As `Checkpoint`, or another one's folder bears its name.
     """
     checkpoint = Checkpoint(store.path(step))
-    if (other := checkpoint.manifest["progress"]["step"]) != step:
+    # An average lies wherever its maker likes.
+    if (other := checkpoint.manifest["progress"]["step"]) != step and AVERAGED not in checkpoint.manifest:
         raise DamagedError(f"{checkpoint.path}: damaged, it is of step {other}")
     return checkpoint
 

@@ -27,6 +27,8 @@ logger = logging.getLogger("megaqk")
 MANIFEST, INDEX = "manifest.json", "index.json"
 FORMAT = 2
 """Of what is written; 1 had DeepSpeed's own files."""
+AVERAGED = "averaged"
+"""What the manifest of an average calls the list of the checkpoints that it is made of."""
 PARTIAL, ASIDE = ".partial", ".aside"
 _DIGEST = "sha256"
 
@@ -57,6 +59,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
             if (actual := (path / name).stat().st_size) != size:
                 raise DamagedError(f"{path / name}: damaged, it has {actual} bytes, but {size} were written")
     return dict(manifest)
+
+
+def describe(folder: Path, manifest: Mapping[str, Any], index: Index, sizes: Mapping[str, int]) -> None:
+    """Write what makes a folder of tensors a checkpoint; see `CheckpointStore.commit`."""
+    assert not (name := index.incomplete()), f"{name} has not been written whole"
+    text = index.to_json().encode()
+    about = {
+        "format": FORMAT,
+        **manifest,
+        "files": {**sizes, INDEX: len(text)},
+        "index": hashlib.sha256(text).hexdigest(),
+    }
+    # Through JSON once, so that the digest is of what a reader will find: tuples become lists.
+    whole = json.loads(json.dumps(about))
+    (folder / INDEX).write_bytes(text)
+    (folder / MANIFEST).write_text(json.dumps({**whole, _DIGEST: _digest_of(whole)}, indent=1))
+    for name in (INDEX, MANIFEST):
+        sync_file(folder / name)
+    sync_directory(folder)
 
 
 class CheckpointStore:
@@ -107,21 +128,8 @@ class CheckpointStore:
         Raises:
             OSError: Something could not be written.
         """
-        assert not (name := index.incomplete()), f"{name} has not been written whole"
-        partial, text = self.partial(step), index.to_json().encode()
-        about = {
-            "format": FORMAT,
-            **manifest,
-            "files": {**sizes, INDEX: len(text)},
-            "index": hashlib.sha256(text).hexdigest(),
-        }
-        # Through JSON once, so that the digest is of what a reader will find: tuples become lists.
-        whole = json.loads(json.dumps(about))
-        (partial / INDEX).write_bytes(text)
-        (partial / MANIFEST).write_text(json.dumps({**whole, _DIGEST: _digest_of(whole)}, indent=1))
-        for name in (INDEX, MANIFEST):
-            sync_file(partial / name)
-        sync_directory(partial)
+        partial = self.partial(step)
+        describe(partial, manifest, index, sizes)
         if self.path(step).exists():  # the run went back behind it, or it is damaged
             self.set_aside(step)
         partial.rename(self.path(step))

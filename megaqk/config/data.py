@@ -9,6 +9,9 @@ from megaqk.config.base import Section, refusal
 
 Fractions = tuple[float, float, float]
 
+SPLIT_WITH_TEST: Fractions = (0.9, 0.05, 0.05)
+"""What `evaluation.test` makes of a split that is not given."""
+
 
 def _check_split(split: Fractions) -> None:
     if any(not 0 <= part <= 1 for part in split) or not math.isclose(sum(split), 1, abs_tol=1e-6):
@@ -91,9 +94,10 @@ class DataConfig(Section):
     cache_dir: str = Field("cache/data", description="Directory in which what is made from text is kept.")
     vocab_size: int = Field(4096, ge=2, description="Size of the tokenizer trained on text when none is given.")
     split: Fractions = Field(
-        (0.9, 0.05, 0.05),
+        (0.95, 0.05, 0.0),
         strict=False,
-        description="Fractions of the documents, in file order, for training, validation and test.",
+        description="Fractions of the documents, in file order, for training, validation and test; the test part is "
+        "held back, and read with evaluation.test alone.",
     )
     seed: int | None = Field(None, ge=0, description="Seed of the sample order; null takes training.seed.")
 

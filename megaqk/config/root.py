@@ -1,11 +1,12 @@
 """The whole configuration of a run."""
 
 from operator import attrgetter
+from typing import Any
 
 from pydantic import model_validator
 
 from megaqk.config.base import Section, refusal
-from megaqk.config.data import DataConfig
+from megaqk.config.data import SPLIT_WITH_TEST, DataConfig
 from megaqk.config.model import ModelConfig
 from megaqk.config.optimization import OptimizerConfig, ScheduleConfig
 from megaqk.config.probes import ProbesConfig
@@ -14,13 +15,13 @@ from megaqk.config.qk_timing import QkTimingConfig
 from megaqk.config.run import (
     CheckpointConfig,
     DeepSpeedConfig,
-    EvaluationConfig,
     FaultsConfig,
     LoggingConfig,
     ParallelConfig,
     RunConfig,
     TrainingConfig,
 )
+from megaqk.config.validation import EvaluationConfig
 
 
 class Config(Section):
@@ -42,10 +43,22 @@ class Config(Section):
     probes: ProbesConfig = ProbesConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _hold_back_a_test_part(cls, raw: Any) -> Any:
+        """Leave a test part where one is asked for and nobody has said how large the parts are."""
+        match raw:
+            case {"evaluation": {"test": True}, **rest}:
+                data = rest.get("data") or {"text": "builtin"}
+                if isinstance(data, dict) and "split" not in data:
+                    return {**raw, "data": {**data, "split": SPLIT_WITH_TEST}}
+        return raw
+
     @model_validator(mode="after")
     def _check(self) -> "Config":
         self._check_sharding()
         self._check_deepspeed()
+        self._check_evaluation()
         self._check_lengths()
         self.qk_timing.check_layers(self.model.num_layers)
         return self
@@ -142,9 +155,16 @@ class Config(Section):
             "must be one of torch, deepspeed_cpu with deepspeed.offload_optimizer = cpu",
         )
 
+    def _check_evaluation(self) -> None:
+        splits = [one.split or self.data.split for one in self.data.sources or ()] or [self.data.split]
+        self._require(
+            not self.evaluation.test or any(test for _, _, test in splits),
+            "evaluation.test",
+            f"must be false with data.split = {list(splits[0])}, which leaves no test part; the third must be above 0",
+        )
         every, evaluated = self.checkpoint.every, self.evaluation.every
         self._require(
-            not self.checkpoint.keep_best or self.evaluation.batches > 0,
+            not self.checkpoint.keep_best or self.evaluation.batches != 0,
             "checkpoint.keep_best",
             "must be 0 with evaluation.batches = 0",
         )

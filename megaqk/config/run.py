@@ -155,13 +155,6 @@ class LoggingConfig(Section):
     every: int = Field(10, ge=1, description="Steps between records.")
 
 
-class EvaluationConfig(Section):
-    """How often and on how much validation text the model is evaluated."""
-
-    every: int = Field(0, ge=0, description="Steps between evaluations; 0 evaluates at the end only.")
-    batches: int = Field(8, ge=0, description="Global batches of an evaluation; 0 switches evaluation off.")
-
-
 class FaultsConfig(Section):
     """What is done where loss or gradient are not finite, or far off what they were."""
 

@@ -38,13 +38,14 @@ def open_data(config: Config, comm: Comm = Solo()) -> tuple[PreparedData, Splits
     """
     prepared, training = prepare(config.data, comm), config.training
     keys = {name: getattr(training, name) for name in ("sequence_length", "seed", "global_batch_size")}
-    return prepared, each(comm, lambda: open_splits(prepared, config.data, **keys))
+    return prepared, each(comm, lambda: open_splits(prepared, config.data, **keys, test=config.evaluation.test))
 
 
-def prepare(config: DataConfig, comm: Comm = Solo()) -> PreparedData:
+def prepare(config: DataConfig, comm: Comm = Solo(), *, key: str = "data.text") -> PreparedData:
     """Return the data of a configuration, making what is missing; every rank of the job calls this.
 
-    Rank 0 works for the job. Any number of jobs may do so at once: one of them works, the others find its result.
+    Rank 0 works for the job. Any number of jobs may do so at once: one of them works, the others find its result. `key`
+    is where the user has named the text.
 
     Raises:
         UserError: The text, the tokenizer or the corpus is missing, malformed or does not fit the others, or a rank
@@ -53,7 +54,7 @@ def prepare(config: DataConfig, comm: Comm = Solo()) -> PreparedData:
     if config.text is None:
         places = [config.corpus or ""] if config.sources is None else [source.corpus for source in config.sources]
         return open_existing(tuple(map(Path, places)), config, comm)
-    made = agreed(comm, lambda: _from_text(config) if comm.rank == 0 else None)[0]
+    made = agreed(comm, lambda: _from_text(config, key) if comm.rank == 0 else None)[0]
     assert made is not None, "rank 0 returns what it has prepared"
     prepared, manifest = made
     prefix = prepared.corpora[0]
@@ -69,7 +70,24 @@ def prepare(config: DataConfig, comm: Comm = Solo()) -> PreparedData:
     return prepared
 
 
-def prepares_quickly(config: DataConfig) -> bool:
+def left_to_the_start(config: Config) -> list[str]:
+    """Say of each text of a run whose preparation takes more than moments that its start prepares it.
+
+    Raises:
+        UserError: As `prepares_quickly`.
+    """
+    texts = [("data.text", config.data)]
+    for number, one in enumerate(config.evaluation.sets):
+        keys = {"text": one.text, "corpus": one.corpus, "sources": None}
+        texts.append((f"evaluation.sets[{number}].text", config.data.model_copy(update=keys)))
+    return [
+        f"{key} = {data.text}: is prepared at the start of the run, which refuses what it lacks"
+        for key, data in texts
+        if not prepares_quickly(data, key)
+    ]
+
+
+def prepares_quickly(config: DataConfig, key: str = "data.text") -> bool:
     """Tell whether `prepare` has nothing to make, or a text so small that it takes moments.
 
     Raises:
@@ -77,7 +95,7 @@ def prepares_quickly(config: DataConfig) -> bool:
     """
     if config.text is None:
         return True
-    sources, directory = _request(config)
+    sources, directory = _request(config, key)
     if _is_small(sources) or _find(directory, config) is not None:
         return True
     if config.tokenizer is None:
@@ -92,11 +110,11 @@ def builtin_file() -> Path:
     return Path(str(resources.files("megaqk.corpus") / "assets" / "english.jsonl.xz"))
 
 
-def _request(config: DataConfig) -> tuple[list[Source], Path]:
+def _request(config: DataConfig, key: str) -> tuple[list[Source], Path]:
     # What is to be prepared, and the directory of the result.
     assert config.text is not None, "the caller has looked"
     patterns = [str(builtin_file())] if config.text == BUILTIN else [config.text]
-    sources = find_sources(patterns, key="data.text", text_field=config.text_field)
+    sources = find_sources(patterns, key=key, text_field=config.text_field)
     cache = Path(config.cache_dir)
     directory = cache / _key(config, sources)
     for path in (cache, directory):
@@ -124,11 +142,11 @@ def _is_small(sources: Sequence[Source]) -> bool:
     return all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) < _SMALL_BYTES
 
 
-def _from_text(config: DataConfig) -> tuple[PreparedData, Manifest]:
-    sources, directory = _request(config)
+def _from_text(config: DataConfig, key: str) -> tuple[PreparedData, Manifest]:
+    sources, directory = _request(config, key)
     found = _find(directory, config)
     if found is None:
-        waiting = f"{directory}: another process is preparing data.text, waiting for it to end"
+        waiting = f"{directory}: another process is preparing {key}, waiting for it to end"
         with exclusive_lock(directory.with_suffix(".lock"), waiting=waiting):
             # Another process may have made it while we waited.
             found = _find(directory, config)

@@ -31,7 +31,7 @@ def data_identity(
     Corpora are named by what they hold, not by where they lie: they may be moved. The ranks of `comm`, each of which
     calls this, read a sample of a corpus without a manifest, and nothing of one that has it.
     """
-    seen = agreed(comm, lambda: (_tokenizer(prepared), [_marks(one, share_of(comm)) for one in prepared.corpora]))
+    seen = agreed(comm, lambda: (tokenizer_digest(prepared), [_marks(one, share_of(comm)) for one in prepared.corpora]))
     sources: tuple[SourceConfig | None, ...] = config.sources or (None,)
     corpora = []
     for number, source in enumerate(sources):
@@ -49,7 +49,8 @@ def data_identity(
     }
 
 
-def _tokenizer(prepared: PreparedData) -> str:
+def tokenizer_digest(prepared: PreparedData) -> str:
+    """Return the sha256 of the tokenizer, of a corpus without one as its manifest has it; empty where nothing has."""
     if prepared.tokenizer is not None:
         return sha256_of(prepared.tokenizer)
     manifest = read_manifest(prepared.corpora[0])

@@ -16,10 +16,11 @@ from megaqk.errors import UserError
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run reads. The third part of data.split is nobody's: it is left for tests of what was trained."""
+    """What a run reads."""
 
     train: Dataset  # shuffled, differently in each epoch
     valid: Dataset | None  # positions [0, num_samples) are all of it, in file order; None where it is given nothing
+    test: Dataset | None = None  # likewise; None where nobody asks for it
 
     def probed(self, key: str, micro_batches: int, micro_batch: int) -> Dataset:
         """What probes read from the start: validation, or training where there is none.
@@ -47,19 +48,20 @@ def open_splits(
     sequence_length: int,
     seed: int,
     global_batch_size: int | None = None,
+    test: bool = False,
 ) -> Splits:
     """Open the samples of prepared corpora; they are memory-mapped, so this costs no memory of their size.
 
     Of a blend, validation has the proportions of the start of the run and is as long as no source repeats; sources
-    without such a part are left out. data.seed goes before `seed`, and `global_batch_size` is what phases that start
-    at a step are counted in.
+    without such a part are left out; so has the test, which is opened where `test` asks for it. data.seed goes before
+    `seed`, and `global_batch_size` is what phases that start at a step are counted in.
 
     Raises:
-        UserError: A corpus is malformed, or training or validation is asked for and too small for one sample.
+        UserError: A corpus is malformed, or a part of it is asked for and too small for one sample.
     """
     order = ("train", seed if config.seed is None else config.seed)
     if config.sources is None:
-        cut = _Cut("data.split", config.split, "", sequence_length, prepared.vocab_size)
+        cut = _Cut("data.split", config.split, "", sequence_length, prepared.vocab_size, test)
         return Splits(*cut.open(prepared.corpora[0], order))
     phases = resolve_phases(config.sources, config.phases, sequence_length, global_batch_size)
     used = [number for number in range(len(config.sources)) if any(phase.weights[number] for phase in phases)]
@@ -68,12 +70,13 @@ def open_splits(
         source = config.sources[number]
         key = "data.split" if source.split is None else f"data.sources[{number}].split"
         whose, split = f" of source {source.label}", source.split or config.split
-        cut = _Cut(key, split, whose, sequence_length, prepared.vocab_size)
+        cut = _Cut(key, split, whose, sequence_length, prepared.vocab_size, test)
         # By name: adding or removing a source leaves the order inside the others as it was.
         parts.append(cut.open(prepared.corpora[number], (*order, source.label)))
     phases = [Phase(phase.start, tuple(phase.weights[number] for number in used)) for phase in phases]
-    train = BlendedDataset([train for train, _ in parts], phases)
-    return Splits(train, _validation([valid for _, valid in parts], phases[0].weights))
+    train, valid, held_back = zip(*parts, strict=True)
+    weights = phases[0].weights
+    return Splits(BlendedDataset(train, phases), _blended(valid, weights), _blended(held_back, weights))
 
 
 @dataclass(frozen=True)
@@ -85,29 +88,36 @@ class _Cut:
     whose: str
     sequence_length: int
     vocab_size: int
+    test: bool
 
-    def open(self, prefix: Path, shuffle_key: tuple[int | str, ...]) -> tuple[PackedDataset, PackedDataset | None]:
+    def open(
+        self, prefix: Path, shuffle_key: tuple[int | str, ...]
+    ) -> tuple[PackedDataset, PackedDataset | None, PackedDataset | None]:
         if not self.split[0]:
             raise UserError(f"{self.key} = {list(self.split)}: train{self.whose}, the first, must be above 0")
         # `prepare` has checked the whole of it, once for all ranks.
         corpus = IndexedCorpus(prefix, trusted=True)
         train = self._part(corpus, 0, shuffle_key)
-        return train, self._part(corpus, 1, None) if self.split[1] else None
+        wanted = (bool(self.split[1]), self.test and bool(self.split[2]))
+        valid, test = (self._part(corpus, part, None) if asked else None for part, asked in enumerate(wanted, start=1))
+        return train, valid, test
 
     def _part(self, corpus: IndexedCorpus, number: int, shuffle_key: tuple[int | str, ...] | None) -> PackedDataset:
         first, last = document_bounds(corpus.num_documents, self.split)[number : number + 2]
         begin, end, length = corpus.start_of(first), corpus.start_of(last), self.sequence_length
         if not samples_in(end - begin, length):
             raise UserError(
-                f"{self.key} = {list(self.split)}: {('train', 'valid')[number]}{self.whose} gets {last - first} of "
-                f"{corpus.num_documents} documents with {end - begin} tokens, a sample takes "
-                f"training.sequence_length + 1 = {length + 1}; {self._remedy(corpus)}"
+                f"{self.key} = {list(self.split)}: {('train', 'valid', 'test')[number]}{self.whose} gets "
+                f"{last - first} of {corpus.num_documents} documents with {end - begin} tokens, a sample takes "
+                f"training.sequence_length + 1 = {length + 1}; {self._remedy(corpus, test=number == 2)}"
             )
         return PackedDataset(
             corpus, begin, end, sequence_length=length, shuffle_key=shuffle_key, vocab_size=self.vocab_size
         )
 
-    def _remedy(self, corpus: IndexedCorpus) -> str:
+    def _remedy(self, corpus: IndexedCorpus, *, test: bool) -> str:
+        if test:
+            return "give it more, or leave it out (evaluation.test=false)"
         found, override = [], self.key.replace("[", ".").replace("]", "")
         for tenths in range(1, 10):
             middle = corpus.start_of(document_bounds(corpus.num_documents, (1 - tenths / 10, tenths / 10))[1])
@@ -121,7 +131,7 @@ class _Cut:
         return ", ".join(found)
 
 
-def _validation(datasets: Sequence[PackedDataset | None], weights: Sequence[float]) -> Dataset | None:
+def _blended(datasets: Sequence[PackedDataset | None], weights: Sequence[float]) -> Dataset | None:
     kept = [(one, weight) for one, weight in zip(datasets, weights, strict=True) if one is not None and weight]
     if not kept:
         return None

@@ -1,5 +1,6 @@
 """Tokenizers, as they are used: text to ids and back."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ _END_NAMES = (
     *(END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<eod>"),
     *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<EOS_TOKEN>", "[SEP]"),
 )
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(ABC):
@@ -63,6 +66,28 @@ class Tokenizer(ABC):
     def _decode(self, ids: list[int]) -> str: ...
 
     @abstractmethod
+    def _decode_batch(self, rows: list[list[int]]) -> list[str]: ...
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Return how many bytes of text, in UTF-8, each id stands for, shape (2, vocab_size).
+
+        The first row holds as the first token of a document, of which some tokenizers drop a space, the second after
+        another token: over a document they add up to the bytes of what `decode` makes of it. An end of document and
+        what else decodes to nothing have none; an unknown token has those of what it is decoded to.
+        """
+        alone = self._decode_batch([[token] for token in range(self.vocab_size)])
+        before = next((token for token, text in enumerate(alone) if text.isascii() and text.isalnum()), 0)
+        after = self._decode_batch([[before, token] for token in range(self.vocab_size)])
+        counts = np.array([[len(text.encode()) for text in texts] for texts in (alone, after)], dtype=np.int64)
+        counts[1] = np.maximum(counts[1] - counts[0, before], 0)
+        for token in (token for token, text in enumerate(alone) if "\ufffd" in text):
+            # A part of a character: spelled as its byte, or as byte-level vocabularies do, with a character for each.
+            if "\ufffd" not in (piece := self.piece(token)):
+                counts[:, token] = 1 if _BYTE.fullmatch(piece) else len(piece)
+        counts[:, [] if self._eod is None else self._eod] = 0
+        return counts
+
+    @abstractmethod
     def piece(self, token: int) -> str:
         """Return the vocabulary's own spelling of an id, or nothing where the id has none."""
 
@@ -101,6 +126,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         return str(self._processor.decode(ids))
 
+    def _decode_batch(self, rows: list[list[int]]) -> list[str]:
+        return list(map(str, self._processor.decode(rows)))
+
     def piece(self, token: int) -> str:
         """Return the vocabulary's own spelling of an id."""
         return str(self._processor.id_to_piece(int(token)))
@@ -135,6 +163,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _decode_batch(self, rows: list[list[int]]) -> list[str]:
+        return self._tokenizer.decode_batch(rows, skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
         """Return the vocabulary's own spelling of an id, or nothing where the id has none."""

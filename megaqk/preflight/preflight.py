@@ -100,14 +100,13 @@ def _inspect(config: Config, world: World, least: float | None, pulse: "Pulse") 
 
 
 def _open_data(config: Config, world: World) -> list[str]:
-    from megaqk.corpus.prepare import prepares_quickly
+    from megaqk.corpus.prepare import left_to_the_start
     from megaqk.training.checks import check_device, open_inputs
 
     world.agreed(lambda: check_device(config, world.device))
-    if not world.first_does(lambda: prepares_quickly(config.data)):
-        return [f"data.text = {config.data.text}: is prepared at the start of the run, which refuses what it lacks"]
-    open_inputs(config, world, world)
-    return []
+    if not (later := world.first_does(lambda: left_to_the_start(config))):
+        open_inputs(config, world)
+    return later
 
 
 def _refuse(lines: Sequence[str]) -> None:

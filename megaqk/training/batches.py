@@ -41,11 +41,23 @@ class RankBatches:
         self._data_size = data_size
         self._separate_at = separate_at
 
-    def read(self, first_sample: int, micro_batches: int) -> Iterator[tuple[Stream, Tensor]]:
-        """Yield inputs and labels of the micro-batches of this rank's part of one global batch."""
+    def read(self, first_sample: int, micro_batches: int, end: int | None = None) -> Iterator[tuple[Stream, Tensor]]:
+        """Yield inputs and labels of the micro-batches of this rank's part of one global batch.
+
+        Where there is an `end`, micro-batches that reach past it are filled up with samples whose labels do not count.
+        """
         for index in range(micro_batches):
             start = first_sample + (index * self._data_size + self._data_rank) * self._micro_batch
-            yield self._split(self._stream.read(np.arange(start, start + self._micro_batch)))
+            positions = np.arange(start, start + self._micro_batch)
+            if end is None or positions[-1] < end:
+                yield self._split(self._stream.read(positions))
+                continue
+            inputs, labels = self._split(self._stream.read(np.minimum(positions, end - 1)))
+            yield inputs, labels.masked_fill(torch.from_numpy(positions >= end)[:, None], IGNORE_INDEX)
+
+    def micro_batches(self, samples: int) -> int:
+        """How many of them, alike for each data-parallel rank, hold so many samples."""
+        return -(-samples // (self._micro_batch * self._data_size))
 
     def _split(self, samples: npt.NDArray[np.int64]) -> tuple[Stream, Tensor]:
         """Samples (micro_batch, S + 1) as token ids with their positions, and labels."""

@@ -16,9 +16,9 @@ from megaqk.errors import UserError
 from megaqk.model.context import is_compiled
 from megaqk.model.vocab_size import Vocabulary, vocabulary_of
 from megaqk.optim.optimizers import choose_implementation
-from megaqk.parallel.world import World
 from megaqk.runtime.agreement import Comm, each
 from megaqk.runtime.device import REPEATABLE
+from megaqk.training.evaluated_texts import EvaluatedText, open_evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +30,29 @@ class RunInputs:
         splits: The samples in them.
         vocabulary: Size of the vocabulary.
         identity: What of the data a resumed run must keep.
-        evaluation_micro_batches: Micro-batches of each data-parallel rank in an evaluation; 0: there is none.
+        evaluated: What the run is evaluated on.
     """
 
     prepared: PreparedData
     splits: Splits
     vocabulary: Vocabulary
     identity: dict[str, Any]
-    evaluation_micro_batches: int
+    evaluated: tuple[EvaluatedText, ...]
 
 
-def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
+def open_inputs(config: Config, comm: Comm) -> RunInputs:
     """Open the data of a run, preparing it if need be, and refuse what does not fit it.
 
     Args:
         config: The run.
-        world: Its processes, connected or not.
-        comm: Those of them that take part; each calls this.
+        comm: Its processes, each of which calls this; or one alone.
 
     Raises:
         UserError: The data is missing, damaged or too small, or the model does not fit it: on all ranks.
     """
     prepared, splits = open_data(config, comm)
     training = config.training
-    vocabulary, evaluation_micro_batches = each(
-        comm, lambda: (vocabulary_of(config, prepared.vocab_size), _evaluation_micro_batches(config, world, splits))
-    )
+    vocabulary = each(comm, lambda: vocabulary_of(config, prepared.vocab_size))
     if count := config.probes.micro_batches if config.probes.every else 0:
         each(comm, lambda: splits.probed("probes.micro_batches", count, training.micro_batch_size))
     identity = data_identity(
@@ -71,23 +68,8 @@ def open_inputs(config: Config, world: World, comm: Comm) -> RunInputs:
         splits=splits,
         vocabulary=vocabulary,
         identity=identity,
-        evaluation_micro_batches=evaluation_micro_batches,
+        evaluated=open_evaluated(config, prepared, splits, comm),
     )
-
-
-def _evaluation_micro_batches(config: Config, world: World, splits: Splits) -> int:
-    """No validation sample is read twice; whole global batches where there is one, alike on every topology."""
-    training, batches = config.training, config.evaluation.batches
-    if splits.valid is None or not batches:
-        return 0
-    samples, at_once = splits.valid.num_samples, training.micro_batch_size * world.data
-    if samples < at_once:
-        raise UserError(
-            f"data.split = {list(config.data.split)}: leaves {samples} validation samples, fewer than "
-            f"training.micro_batch_size x data-parallel size = {at_once}; give validation more, or set "
-            "evaluation.batches=0"
-        )
-    return min(batches, samples // training.global_batch_size) * world.micro_batches or samples // at_once
 
 
 def missing(config: Config, device: torch.device) -> list[str]:

@@ -21,7 +21,11 @@ from megaqk.config.loading import dump_config
 from megaqk.config.root import Config
 
 LAYOUT = {
-    "loss": {"training and validation": ["loss", "valid_loss"], "validation perplexity": ["valid_perplexity"]},
+    "loss": {
+        "training and validation": ["loss", "valid_loss", "valid/.*/loss"],
+        "validation perplexity": ["valid_perplexity", "valid/.*/perplexity"],
+        "validation bits per byte": ["valid_bits_per_byte", "valid/.*/bits_per_byte"],
+    },
     "learning rate and multiplier by group": {"learning rate": ["lr/.*"], "multiplier": ["multiplier/.*"]},
     "gradient norm": {"gradient norm": ["grad_norm"], "skipped steps": ["skipped_steps"]},
     "throughput": {

@@ -32,6 +32,9 @@ from megaqk.training.pipeline import StagedDecoder
 from megaqk.training.progress import Progress
 from megaqk.training.zero3 import gathered_parameter, zero3_init
 
+EVALUATED_AT_ONCE = 32
+"""Micro-batches that go through the pipeline together: their losses are summed in fp32."""
+
 
 def to_device(part: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """A part of a micro-batch on a device, without waiting for the copy."""
@@ -204,15 +207,30 @@ class TrainingEngine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Stream, Tensor]], count: int) -> Tensor:
-        """Mean loss over `count` micro-batches of every data-parallel rank, without dropout."""
-        weighted = self._weighted(iter(batches), count)
+        """Sum of the losses of all labels that count, without dropout; every rank must call it, and has it.
+
+        Args:
+            batches: Micro-batches of this data-parallel rank; consumed on the first and last pipeline stage only.
+            count: How many.
+
+        Returns:
+            A scalar in fp64, to which each micro-batch, or few of them, are added in fp32.
+        """
+        one, world = torch.ones((), device=self.world.device), self.world
+        weighted = ((inputs, (labels, one)) for inputs, labels in batches)
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
         if self.staged:
-            return self.engine.eval_batch(weighted, num_micro_batches=count)  # type: ignore[no-any-return]
+            for done in range(0, count, EVALUATED_AT_ONCE):
+                now = min(EVALUATED_AT_ONCE, count - done)
+                # The mean over micro-batches and data-parallel ranks.
+                total += self.engine.eval_batch(weighted, num_micro_batches=now).view(()).double() * now * world.data
+            return total
         self.engine.eval()
-        total = torch.zeros((), device=self.world.device)
         for batch in islice(weighted, count):
             total += self._forward(batch)
-        return self._mean_over_data(total / count)
+        if world.data > 1:
+            dist.all_reduce(total, group=world.data_group)
+        return total
 
     def owner_of(self, parameter: str) -> OptimizerOwner:
         """The optimizer that updates a parameter, by global name."""

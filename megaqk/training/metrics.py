@@ -5,10 +5,11 @@ A record is one line of JSON with `step` first and then any of
     tokens, loss, grad_norm, skipped_steps, lr/<group>, multiplier/<group>, tokens_per_second,
     model_flops_per_second, mfu, peak_memory_bytes, and the run's signals, such as qk_clip/max_logit
 
-or, for a validation, `valid_loss` and `valid_perplexity`. `skipped_steps` is how many steps so far changed nothing,
-since their loss or gradient was not finite; their `tokens` count all the same. JSON has no word for NaN and the
-infinities: such a value is written as null, which every reader takes for a missing number; TensorBoard's files say
-which of them it was.
+or, for an evaluation, `valid_loss`, `valid_perplexity` and `valid_bits_per_byte`, the same three of each validation set
+as `valid/<set>/loss` and so on, and at the end of the test part as `test_loss` and so on. `skipped_steps` is how many
+steps so far changed nothing, since their loss or gradient was not finite; their `tokens` count all the same. JSON has
+no word for NaN and the infinities: such a value is written as null, which every reader takes for a missing number;
+TensorBoard's files say which of them it was.
 """
 
 import contextlib

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megaqk.model.batch import Stream
+from megaqk.parallel.cross_entropy import IGNORE_INDEX
 from megaqk.probing.block_statistics import BlockStatistics, EnergyKind
 from megaqk.probing.spectral import qk_singular_values
 from megaqk.runtime.pulse import Pulse
@@ -49,14 +50,15 @@ def measure(
     table = _views(flat, shapes)
     statistics = BlockStatistics()
     with statistics.watching(engine.context.taps):
-        loss = engine.evaluate(pulse.beats(batches), len(batches))
+        total = engine.evaluate(pulse.beats(batches), len(batches))
     heads = model.num_heads // world.tensor
     mine = slice(world.tp.rank * heads, (world.tp.rank + 1) * heads)
     _measure_weights(engine, table, mine)
     if watch is not None:
         table["squares"].copy_(watch.squares)
     if world.rank == 0:
-        table["loss"].copy_(loss.view(()))  # the pipeline engine gives a list of one
+        scored = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
+        table["loss"].copy_(total / (world.data * max(scored, 1)))
         if watch is not None:
             table["norm"].fill_(engine.engine.get_global_grad_norm())
     if world.coordinate.data == 0:  # the others have the same

@@ -7,9 +7,9 @@ from typing import Any
 from megaqk.checkpoint.boxes import Box
 from megaqk.checkpoint.damage import DamagedError
 from megaqk.checkpoint.reader import Checkpoint, Wanted, open_step
-from megaqk.checkpoint.store import CheckpointStore
+from megaqk.checkpoint.store import AVERAGED, CheckpointStore
 from megaqk.data.identity import check_data_identity
-from megaqk.errors import AgreedError
+from megaqk.errors import AgreedError, UserError
 from megaqk.optim.lengthening import check_length
 from megaqk.optim.multipliers import Moment
 from megaqk.training.audit import audit_checkpoint, audit_loaded
@@ -102,6 +102,11 @@ def _damage(
     try:
         checkpoint = open_step(store, step)
         manifest = checkpoint.manifest
+        if AVERAGED in manifest:
+            raise UserError(
+                f"{checkpoint.path}: is an average of {len(manifest[AVERAGED])} checkpoints, without optimizer state: "
+                "a run goes on from what a run has saved; move it out of the run's folder"
+            )
         check_compatible(manifest, config, identity(engine), checkpoint.path)
         check_data_identity(manifest["data"], data, manifest["progress"]["samples"])
         progress = Progress(**manifest["progress"])

@@ -129,7 +129,7 @@ class Trainer:
         assert len({type(hook).__name__ for hook in hooks}) == len(hooks), "states are kept by the name of the class"
         self.log = logging.getLogger("megaqk")
         with self._stop.heeded():
-            self.inputs = open_inputs(config, world, world)
+            self.inputs = open_inputs(config, world)
         self.engine = TrainingEngine(config, world, self.inputs.vocabulary, owners)
         self._checkpoints = RunCheckpoints(self.run_dir, self.engine, self.inputs.identity)
         self.progress = Progress()

@@ -27,9 +27,9 @@ def run_and_watch_reads(argv: Sequence[str]) -> tuple[int, list[int]]:
 
     read, first_samples = RankBatches.read, []
 
-    def watched(self: RankBatches, first_sample: int, micro_batches: int) -> Any:
+    def watched(self: RankBatches, first_sample: int, micro_batches: int, *end: int) -> Any:
         first_samples.append(first_sample)
-        return read(self, first_sample, micro_batches)
+        return read(self, first_sample, micro_batches, *end)
 
     RankBatches.read = watched  # type: ignore[method-assign]
     return run_command(argv), first_samples

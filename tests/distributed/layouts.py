@@ -7,6 +7,7 @@ from typing import Any
 
 from megaqk.model.vocab_size import padded_vocab_size
 from tests.distributed import driver, questions
+from tests.distributed.evaluating import mean_loss
 
 AT = 5
 """Steps before the checkpoint: the multiplier is on its way back."""
@@ -87,7 +88,7 @@ class Passage:
 
 
 def travel(passages: Sequence[Passage]) -> list[list[float]]:
-    """Runs of one world size after each other, on one rank: the losses of each from `AT` on."""
+    """Runs of one world size after each other, on one rank: of each the loss of an evaluation at `AT`, and of steps."""
     losses = []
     for passage in passages:
         print(passage.target.name, flush=True)
@@ -117,6 +118,7 @@ def _losses(passage: Passage) -> list[float]:
         train(0, AT)
     else:
         load(passage.source)
+    evaluated = mean_loss(engine, TOKENS)
     checkpoints = RunCheckpoints(passage.target, engine, questions.DATA)
     checkpoints.save(driver.at_step(AT), {}, None)
     losses = train(AT, driver.STEPS)
@@ -126,4 +128,4 @@ def _losses(passage: Passage) -> list[float]:
         # Nothing of what came after is left in an engine that goes back.
         load(passage.target)
         assert train(AT, driver.STEPS) == losses
-    return losses
+    return [evaluated, *losses]

@@ -131,7 +131,7 @@ def test_validation_records(run: "tuple[Path, subprocess.CompletedProcess[str]]"
     valid = [record for record in records(folder) if "valid_loss" in record]
     assert [record["step"] for record in valid] == [5, 10]
     for record in valid:
-        assert set(record) == {"step", "tokens", "valid_loss", "valid_perplexity"}
+        assert set(record) == {"step", "tokens", "valid_loss", "valid_perplexity", "valid_bits_per_byte"}
         assert record["valid_perplexity"] == pytest.approx(math.exp(record["valid_loss"]))
 
 

@@ -81,7 +81,9 @@ def test_refusals_come_from_every_check(tmp_path: Path, override: str, line: str
         (["data.vocab_size=2", "model.vocab_size=null"], "data.vocab_size = 2: "),
         (["data.vocab_size=100000", "model.vocab_size=null"], "data.vocab_size = 100000: this text gives at most "),
         (["training.sequence_length=2000", "model.positions=rotary"], "data.split = [0.7, 0.3, 0.0]: "),
-        (["training.micro_batch_size=400", "training.global_batch_size=400"], "validation samples, fewer than"),
+        (["evaluation.sets=[{name: a, text: nowhere.txt}]"], "evaluation.sets[0].text = nowhere.txt: must be a file"),
+        (["evaluation.sets=[{name: a, corpus: nowhere}]"], "nowhere.idx: No such file"),
+        (["evaluation.sets=[{name: a, text: FOLDER/short.txt}]"], "tokens, a sample takes training.sequence_length"),
         (["data.cache_dir=FOLDER/text.jsonl"], "data.cache_dir = "),
         (["data.text=null", "data.sources=[{corpus: nowhere, weight: 1}]", "data.tokenizer=TOKENIZER"], "nowhere"),
         (["data.text=null", "data.corpus=nowhere"], "nowhere"),
@@ -90,6 +92,7 @@ def test_refusals_come_from_every_check(tmp_path: Path, override: str, line: str
 def test_check_refuses_what_the_run_would(tmp_path: Path, overrides: list[str], said: str) -> None:
     check(tmp_path, "CONFIG", "--world-size", "1")
     [tokenizer] = tmp_path.glob("cache/*/tokenizer.model")
+    (tmp_path / "short.txt").write_text("so")
     words = [word.replace("FOLDER", str(tmp_path)).replace("TOKENIZER", str(tokenizer)) for word in overrides]
     with pytest.raises(UserError) as caught:
         check(tmp_path, "CONFIG", "--world-size", "1", *words)

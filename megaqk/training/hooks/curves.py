@@ -46,7 +46,8 @@ def write_curves(metrics_path: Path, png_path: Path) -> None:
         raise UserError(f"{metrics_path}: no records yet; there is nothing to draw")
     figure = Figure(figsize=(8.0, 9.0), layout="constrained")
     loss, rate, multiplier = figure.subplots(3, 1, sharex=True)
-    _draw(loss, records, {"loss": "training", "valid_loss": "validation"})
+    sets = {name: label.removesuffix("/loss") for name, label in _groups(records, "valid/").items() if "/loss" in label}
+    _draw(loss, records, {"loss": "training", "valid_loss": "validation", **sets})
     _draw(rate, records, _groups(records, "lr/"))
     _draw(multiplier, records, _groups(records, "multiplier/"))
     loss.set_ylabel("loss (nats per token)")

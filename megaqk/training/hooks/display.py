@@ -42,10 +42,16 @@ class Display(Hook):
         if run.world.rank:
             return
         where = f"step {record['step']}/{self._total}"
-        if "valid_loss" in record:
-            line = f"{where}  valid loss {record['valid_loss']:.4f}  perplexity {record['valid_perplexity']:.2f}"
+        evaluated = [name.removesuffix("perplexity") for name in record if name.endswith("perplexity")]
+        for text in evaluated:
+            line = (
+                f"{where}  {text[:-1]} loss {record[f'{text}loss']:.4f}  perplexity {record[f'{text}perplexity']:.2f}"
+            )
+            if (bits := record.get(f"{text}bits_per_byte")) is not None:
+                line += f"  bits per byte {bits:.4f}"
             # Beside the bar, which has no room for it.
             (run.log if self._bar is not None else self._log).info("%s", line)
+        if evaluated:
             return
         parts = _describe(record)
         if self._bar is not None:

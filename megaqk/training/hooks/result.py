@@ -15,7 +15,8 @@ from megaqk.training.trainer import Hook, Record, Trainer
 class ResultFile(Hook):
     """Keeps `result.json` true: `running` from the start, with the newest losses at each save, then `finished`.
 
-    It has state, step, steps, loss, valid_loss (null where unknown), tokens, seconds (of this start), started (UTC),
+    It has state, step, steps, loss, valid_loss (null where unknown), test_loss, test_perplexity and test_bits_per_byte
+    where the test part has been evaluated, tokens, seconds (of this start), started (UTC),
     versions, topology and last_words. How a run failed is put in by `RunFolder.note_failure`.
     """
 
@@ -30,7 +31,8 @@ class ResultFile(Hook):
 
     def record(self, run: Trainer, record: Record) -> None:
         """Take over the newest losses; they are written with the next save, or with what ends the run."""
-        self._losses.update({name: record[name] for name in self._losses if name in record})
+        taken = (name for name in record if name in ("loss", "valid_loss") or name.startswith("test_"))
+        self._losses.update({name: record[name] for name in taken})
         run.folder.result = self._content(run, "running")
 
     def saving(self, run: Trainer) -> None:

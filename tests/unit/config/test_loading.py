@@ -87,6 +87,23 @@ REFUSALS = [
         "checkpoint.keep_best = 1: must be 0 with evaluation.batches = 0",
     ),
     (
+        "data: {text: a, split: [0.9, 0.1, 0]}\nevaluation: {test: true}",
+        "evaluation.test = true: must be false with data.split = [0.9, 0.1, 0.0], which leaves no test part; the third "
+        "must be above 0",
+    ),
+    (
+        "evaluation: {sets: [{name: a/b, text: c}]}",
+        "evaluation.sets[0].name = a/b: must be of letters, digits, dots, underscores and hyphens",
+    ),
+    (
+        "evaluation: {sets: [{name: a, text: b, corpus: c}]}",
+        "evaluation.sets[0].text = b: exactly one of text and corpus must be given",
+    ),
+    (
+        "evaluation: {sets: [{name: a, text: b}, {name: a, text: c}]}",
+        "evaluation.sets[1].name = a: two are called so; must be another",
+    ),
+    (
         "qk_timing: {rules: [{hld: 1}]}",
         "qk_timing.rules[0].hld = 1: unknown key; did you mean qk_timing.rules[0].hold?",
     ),

@@ -78,7 +78,7 @@ def test_what_does_not_change_a_sample_is_free(prepared: PreparedData, tmp_path:
         ({"seed": 2}, r"data.seed \(training.seed where null\) = 2: must be 1"),
         ({"separate_documents": True}, "data.separate_documents = True: must be False"),
         ({"length": 5}, "training.sequence_length = 5: must be 4"),
-        ({"split": [0.8, 0.1, 0.1]}, r"data.split \(of source a\) = \[0.8, 0.1, 0.1\]: must be \[0.9, 0.05, 0.05\]"),
+        ({"split": [0.8, 0.1, 0.1]}, r"data.split \(of source a\) = \[0.8, 0.1, 0.1\]: must be \[0.95, 0.05, 0.0\]"),
         (
             {"sources": [{"corpus": "b", "weight": 0.3}, {"corpus": "a", "weight": 0.7}]},
             "data.sources: this run began with a, b, goes on with b, a: must be the same",

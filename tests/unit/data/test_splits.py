@@ -59,7 +59,7 @@ def test_a_part_without_a_share_is_absent(prepared: PreparedData) -> None:
 
 
 def test_a_part_too_small_for_one_sample_is_refused(prepared: PreparedData) -> None:
-    with pytest.raises(UserError, match=r"data.split = \[0.9, 0.05, 0.05\]: valid gets 5 of 100 documents with 50 tok"):
+    with pytest.raises(UserError, match=r"data.split = \[0.95, 0.05, 0.0\]: valid gets 5 of 100 documents with 50 tok"):
         open_splits(prepared, config(), sequence_length=50, seed=0)
     open_splits(prepared, config(), sequence_length=49, seed=0)
 
@@ -70,14 +70,26 @@ def few(tmp_path: Path, lengths: list[int]) -> PreparedData:
 
 
 def test_a_folder_of_six_files_trains_without_a_test_part(tmp_path: Path) -> None:
-    splits = open_splits(few(tmp_path, [700] * 6), config(), sequence_length=128, seed=0)
+    splits = open_splits(few(tmp_path, [700] * 6), config(split=[0.9, 0.05, 0.05]), sequence_length=128, seed=0)
     assert splits.valid is not None
     assert np.unique(splits.valid.read(np.arange(splits.valid.num_samples))).tolist() == [5]
 
 
-def test_a_test_part_too_small_for_a_sample_is_absent(prepared: PreparedData) -> None:
-    splits = open_splits(prepared, config(split=[0.9, 0.09, 0.01]), sequence_length=20, seed=0)
-    assert splits.valid is not None
+def test_the_test_part_is_held_back_and_opened_for_whoever_asks(prepared: PreparedData) -> None:
+    for asked in (False, True):
+        splits = open_splits(prepared, config(split=[0.8, 0.1, 0.1]), sequence_length=9, seed=0, test=asked)
+        assert splits.train.num_tokens == 800
+        assert (splits.test is not None) == asked
+    assert splits.test is not None
+    assert splits.test.read(np.arange(2)).tolist() == [[90] * 10, [90] + [91] * 9]
+    assert open_splits(prepared, config(), sequence_length=9, seed=0).train.num_tokens == 950, "none is held back"
+
+
+def test_a_test_part_too_small_for_a_sample_is_refused_where_it_is_asked_for(prepared: PreparedData) -> None:
+    small = config(split=[0.9, 0.09, 0.01])
+    assert open_splits(prepared, small, sequence_length=20, seed=0).test is None
+    with pytest.raises(UserError, match=r"test gets 1 of 100 .* or leave it out \(evaluation.test=false\)"):
+        open_splits(prepared, small, sequence_length=20, seed=0, test=True)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,13 @@ def test_the_cluster_s_shapes_are_those_of_the_270m_configurations() -> None:
         ours = arms("qk_timing", "cluster")[f"{block}-timed"].config
         theirs = load_config(FOLDER.parent / f"{block}-270m.yaml")
         differing = {line.split(" = ")[0] for line in differing_keys(ours, theirs)}
-        allowed = {"probes.every", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "evaluation.every"}
+        allowed = {
+            "probes.every",
+            "checkpoint.every",
+            "checkpoint.keep",
+            "checkpoint.keep_every",
+            "evaluation.every",
+            "evaluation.test",
+        }
         allowed |= {"qk_timing.hold", "qk_timing.release", "qk_timing.release_end", "training.seed"}
         assert differing <= allowed, differing

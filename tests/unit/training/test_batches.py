@@ -50,6 +50,23 @@ def test_every_topology_reads_the_same_global_batch(micro_batch: int, data_size:
     assert sorted(seen) == list(range(first, first + global_batch))
 
 
+@pytest.mark.parametrize(("micro_batch", "data_size"), [(1, 1), (3, 1), (2, 2), (4, 3), (16, 1)])
+def test_every_sample_of_an_evaluation_counts_once(micro_batch: int, data_size: int) -> None:
+    """Whatever fills up the last micro-batches has no labels, and every rank has as many of them."""
+    samples, seen = 11, []
+    for data_rank in range(data_size):
+        batches = RankBatches(CountingStream(), micro_batch=micro_batch, data_rank=data_rank, data_size=data_size)
+        read = list(batches.read(0, batches.micro_batches(samples), samples))
+        assert len(read) == -(-samples // (micro_batch * data_size))
+        for (inputs, _), labels in read:
+            assert inputs.shape == labels.shape == (micro_batch, 4)
+            counts = labels[:, 0] != IGNORE_INDEX
+            assert torch.equal(inputs[counts] + 1, labels[counts])
+            assert (labels[~counts] == IGNORE_INDEX).all()
+            seen += (inputs[counts, 0] // 100).tolist()
+    assert sorted(seen) == list(range(samples))
+
+
 def test_documents_are_kept_apart_on_request() -> None:
     batches = RankBatches(FixedStream(), micro_batch=1, data_rank=0, data_size=1, separate_at=EOD)
     ((tokens, positions), labels) = next(batches.read(0, 1))

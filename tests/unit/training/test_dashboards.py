@@ -28,6 +28,10 @@ RECORD = {
     "peak_memory_bytes": 1,
     "valid_loss": 3.0,
     "valid_perplexity": 20.1,
+    "valid_bits_per_byte": 1.5,
+    "valid/books/loss": 3.0,
+    "valid/books/perplexity": 20.1,
+    "valid/books/bits_per_byte": 1.5,
 }
 
 
@@ -65,7 +69,7 @@ def test_the_layout_draws_every_metric_but_the_count_of_tokens_once(tmp_path: Pa
     drawn = {tag: [c.title for c in charts if any(re.search(p, tag) for p in c.multiline.tag)] for tag in RECORD}
     assert drawn.pop("step") == drawn.pop("tokens") == []
     assert drawn["lr/upper_qk"] == ["learning rate"]
-    assert drawn["loss"] == drawn["valid_loss"] == ["training and validation"]
+    assert drawn["loss"] == drawn["valid_loss"] == drawn["valid/books/loss"] == ["training and validation"]
     assert {len(names) for names in drawn.values()} == {1}
 
 

@@ -63,14 +63,22 @@ def test_plain_lines_into_a_file(first: int, tmp_path: Path) -> None:
         for number in range(first + 1, 11):
             display.step(run, step(number))
         display.record(run, RECORD)
-        display.record(run, {"step": 10, "valid_loss": 2.0, "valid_perplexity": 7.389})
+        valid = {"valid_loss": 2.0, "valid_perplexity": 7.389}
+        books = {"valid/books/loss": 1.0, "valid/books/perplexity": 2.718, "valid/books/bits_per_byte": 0.5}
+        display.record(run, {"step": 10, **valid, **books})
         run.log.info("a word")
-    one, two, three = stream.getvalue().splitlines()
+    one, two, other, three = stream.getvalue().splitlines()
     assert re.fullmatch(r"step 10/200  loss 3\.2500  lr 1\.00e-03  12,346 tokens/s  left \d+:\d\d:\d\d", one)
     assert two == "step 10/200  valid loss 2.0000  perplexity 7.39"
+    assert other == "step 10/200  valid/books loss 1.0000  perplexity 2.72  bits per byte 0.5000"
     assert three == "megaqk: a word"
     # The same in the rank's own file, with times.
-    assert [line.split(" INFO ")[1] for line in log_file(tmp_path, 0).read_text().splitlines()] == [one, two, "a word"]
+    assert [line.split(" INFO ")[1] for line in log_file(tmp_path, 0).read_text().splitlines()] == [
+        one,
+        two,
+        other,
+        "a word",
+    ]
 
 
 def test_one_bar_on_a_terminal(tmp_path: Path) -> None:
