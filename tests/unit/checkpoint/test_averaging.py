@@ -86,7 +86,7 @@ def test_rows_that_pad_the_vocabulary_of_one_alone_are_zero(run_dir: Path, monke
         ({"tokens": 8}, [], "step-50: has a vocabulary of 8 tokens: must have 7, as "),
         ({}, ["--exponential", "1"], "--exponential = 1: must be above 0 and below 1"),
         ({}, ["--output", "FOLDER"], "run: is there already; must be a new folder"),
-        ({"folder": "nowhere"}, [], "nowhere: must be the folder of a checkpoint"),
+        ({"folder": "nowhere"}, [], "nowhere: must be a checkpoint"),
     ],
 )
 def test_refusals(
