@@ -41,6 +41,10 @@ def _over_probes(name: str, half: str) -> Callable[[RunRecord], float | None]:
     return lambda run: mean_for(name)(list(probe_curve(run, name, half).values()))
 
 
+def _accuracy(task: str) -> Callable[[RunRecord], float | None]:
+    return lambda run: run.accuracy.get(task)
+
+
 def _timing(name: str) -> Callable[[RunRecord], float | None]:
     return lambda run: (run.analysis or {}).get("timing_index", {}).get(name)
 
@@ -91,6 +95,8 @@ def measures_of(study: StudyRuns) -> Iterator[Measure]:
     """All that a report has; timing takes its threshold from the study's baselines."""
     yield Measure(key="loss", section="loss", title="validation loss (nats per token)", value=_loss, form=".4f")
     yield Measure(key="perplexity", section="loss", title="perplexity", value=_perplexity, form=".3f")
+    for task in dict.fromkeys(task for run in study.runs for task in run.accuracy):
+        yield Measure(key=f"accuracy/{task}", section="downstream", title=task, value=_accuracy(task), form=".4f")
     for name, title in (
         ("attention_entropy", "entropy"),
         ("attention_write_energy", "attention write energy (geometric mean)"),

@@ -15,6 +15,12 @@ Part = str | Table | Picture | Command
 
 _MECHANISM = (
     (
+        "Downstream accuracy",
+        (("downstream", "Accuracy of lm-evaluation-harness's tasks at the last checkpoint."),),
+        (),
+        "No finished run has been evaluated: `megaqk evaluate --all RUN_DIR --tasks ...` does it.",
+    ),
+    (
         "Attention entropy and write energy",
         (
             (

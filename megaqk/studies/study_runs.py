@@ -9,6 +9,7 @@ from typing import Any
 from megaqk.analysis.probe import ANALYSIS_FILE
 from megaqk.config.loading import read_mapping
 from megaqk.errors import UserError
+from megaqk.evaluation.evaluations import read_results, result_file
 from megaqk.studies.file_schemas import AnalysisFile, StudyFile, checked
 from megaqk.studies.plan import STUDY_FILE
 from megaqk.training.metrics import METRICS_FILE, read_metrics
@@ -40,6 +41,7 @@ class RunRecord:
         validation: Validation loss.
         probes: Records of `probes.jsonl`.
         analysis: `analysis.json`, None where there is none.
+        accuracy: By task, at the last step, of the tasks that `megaqk evaluate` has run.
     """
 
     arm: str
@@ -55,6 +57,7 @@ class RunRecord:
     validation: Curve
     probes: list[dict[str, Any]]
     analysis: dict[str, Any] | None
+    accuracy: dict[str, float]
 
     @property
     def name(self) -> str:
@@ -177,7 +180,15 @@ def _read_run(study: Path, arm: str, seed: int) -> RunRecord:
         # The records of a run's probes are lines as those of its metrics.
         probes=_records(folder / PROBES_FILE) if finished and (folder / PROBES_FILE).exists() else [],
         analysis=analysis,
+        accuracy=_accuracy(folder, stand.steps) if finished and stand.steps else {},
     )
+
+
+def _accuracy(folder: Path, step: int) -> dict[str, float]:
+    tasks = read_results(result_file(folder, step))
+    return {
+        task: found["metrics"]["acc"]["value"] for task, found in tasks.items() if "acc" in found.get("metrics", {})
+    }
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

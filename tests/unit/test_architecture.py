@@ -32,7 +32,7 @@ ABOVE = {
     "evaluation": {"errors", "runtime", "checkpoint", "exchange", "training"},
     "generation": {"errors", "runtime", "exchange"},
     "preflight": {"errors", "config", "runtime", "parallel", "data", "model", "corpus", "training"},
-    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training", "analysis"},
+    "studies": {"errors", "config", "runtime", "checkpoint", "data", "corpus", "training", "analysis", "evaluation"},
 }
 """What each room may import beside itself; the files on top (the command line, `check`) may import all."""
 

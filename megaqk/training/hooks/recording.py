@@ -36,12 +36,14 @@ class Recording(Hook):
             self._writer.flush()
 
     def end(self, run: Trainer) -> None:
-        """Say how to look at it: with the command beside this Python, which may not be on the path."""
+        """Say what can be done with it now, by the command beside this Python, which may not be on the path."""
         if self._writer is not None:
             self._writer.finish()
         beside = Path(sys.executable).with_name("megaqk")
         program = os.path.relpath(beside) if beside.exists() else "megaqk"
         run.log.info("TensorBoard: %s tensorboard %s", program, run.run_dir)
+        run.log.info('continue a sentence: %s generate %s --prompt "It was"', program, run.run_dir)
+        run.log.info("evaluate it: %s evaluate %s --tasks megaqk", program, run.run_dir)
 
     def close(self) -> None:
         """Close the files."""

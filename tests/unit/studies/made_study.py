@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megaqk.config.loading import dump_config
+from megaqk.evaluation.evaluations import result_file, write_results
 from megaqk.studies.plan import Run, load_study
 from megaqk.training.metrics import MetricsWriter
 from megaqk.training.run_folder import RunFolder
@@ -72,6 +73,8 @@ def write_run(run: Run, *, probes: bool = True, state: str = "finished", torch: 
         lines = (json.dumps(_probe(run.arm, tokens)) + "\n" for tokens in (0, *TOKENS))
         (run.folder / "probes.jsonl").write_text("".join(lines))
         (run.folder / "analysis.json").write_text(json.dumps(_analysis(run.arm)))
+        accuracy = {"value": 0.75 if run.arm == "timed" else 0.5, "stderr": 0.1, "chance": 0.5}
+        write_results(result_file(run.folder, 30), run.folder, 30, {"agreement": {"metrics": {"acc": accuracy}}})
 
 
 def _probe(arm: str, tokens: int) -> dict[str, Any]:

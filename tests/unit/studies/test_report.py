@@ -140,6 +140,7 @@ def test_token_efficiency(made: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "baseline", "change"),
     [
+        ("accuracy/agreement", 0.5, 0.25),
         ("attention_entropy/lower", 0.8, 0.0),
         ("attention_entropy/upper", 0.5, 0.2),
         # Geometric means: of 0.4 and 0.6, of 2 and 4.
