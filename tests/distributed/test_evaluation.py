@@ -79,9 +79,10 @@ def test_sets_and_the_test_part_on_one_process_and_on_four(
     runs = {}
     for name, world, micro_batch, parallel in (("one", 1, 4, {}), ("four", 4, 1, {"pipeline": 2})):
         training = {"steps": 4, "micro_batch_size": micro_batch}
-        config = write_config(
-            tmp_path / name, training=training, evaluation=evaluation, parallel=parallel, checkpoint={"every": 2}
-        )
+        # A cache of its own: what is prepared here is no other test's.
+        data = {**data_section, "cache_dir": str(tmp_path / "cache")}
+        sections = {"training": training, "evaluation": evaluation, "parallel": parallel, "data": data}
+        config = write_config(tmp_path / name, **sections, checkpoint={"every": 2})
         argv = ["pretrain", str(config)]
         assert run_distributed(commands.run_command, world, argv, init=False, timeout=100) == [0] * world
         runs[name] = records(tmp_path / name)
