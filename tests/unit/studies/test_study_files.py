@@ -88,6 +88,15 @@ def arms(name: str, size: str) -> dict[str, Run]:
     return {run.arm: run for run in found.runs[: len(found.spec.all_arms)]}
 
 
+def test_the_sweep_of_the_baselines_is_of_the_same_runs() -> None:
+    for run in study("baseline_lr", "cpu").runs:
+        block = run.arm.split("-")[0]
+        lines = differing_keys(run.config, arms("qk_timing", "cpu")[f"{block}-baseline"].config)
+        differing = {line.split(" = ")[0] for line in lines}
+        kept = {"probes.every", "checkpoint.every", "checkpoint.keep_every", "training.seed", "training.steps"}
+        assert differing <= {"optimizer.lr", *kept}
+
+
 def baseline(size: str) -> Run:
     return arms("qk_timing", size)["gpt-baseline"]
 
