@@ -99,7 +99,7 @@ def square(tensor: Tensor) -> Tensor:
 
 def expected(config: Config, folder: Path, step: int) -> dict[str, Any]:
     """The record of a probe after a step."""
-    weights, probe, _, tokens, _ = torch.load(folder / f"{step}.pt")
+    weights, probe, _, tokens, _ = torch.load(folder / f"{step}.pt", weights_only=True)
     context = model_context(config, tokens=tokens, rows=len(weights["embedding.weight"]))
     decoder = Decoder(context).eval()
     parameters = decoder.global_parameters()
@@ -140,7 +140,7 @@ def expected(config: Config, folder: Path, step: int) -> dict[str, Any]:
         )
         record["qk_singular_value"].append([float(torch.linalg.svdvals(product)[0]) for product in products])
     if step:
-        before, _, trained, _, _ = torch.load(folder / f"{step - 1}.pt")
+        before, _, trained, _, _ = torch.load(folder / f"{step - 1}.pt", weights_only=True)
         for name, parameter in parameters.items():
             parameter.data.copy_(before[name])
         count = sum(int((labels >= 0).sum()) for _, labels in trained)

@@ -80,7 +80,7 @@ def test_every_number_equals_a_plain_computation(
             whole = sqrt(sum(norm**2 for norm in leaves(record["gradient_norm"]).values()))
             assert whole == pytest.approx(norms[step], rel=1e-6)
     # Nobody looks into a step after which nothing is due.
-    assert [torch.load(tmp_path / f"{step}.pt")[-1] for step in range(STEPS + 1)] == [0, 1, 1, 0]
+    assert [torch.load(tmp_path / f"{step}.pt", weights_only=True)[-1] for step in range(STEPS + 1)] == [0, 1, 1, 0]
 
 
 def probed(write_config: Callable[..., Path], folder: Path, **sections: Any) -> list[str]:
